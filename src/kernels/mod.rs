@@ -1,0 +1,22 @@
+//! The linkable surface: descriptors, plans, packed operands and the kernels of each backend.
+//!
+//! Every backend follows one shape, because a host runtime owns its memory, its threads and its graph:
+//!
+//! 1. **describe** the operation with a plain-data descriptor,
+//! 2. **plan** it for a device: choose the kernel, say which one, and how large its workspace is,
+//! 3. **pack** canonical operands into the layout which that kernel reads, once,
+//! 4. **enqueue** it on caller-owned memory: no allocation, no hidden global.
+//!
+//! Nothing in this module depends on checkpoints or models.
+
+mod affine;
+mod error;
+mod quantized;
+mod transform;
+
+pub mod cpu;
+
+pub use affine::{Affine, RowParams};
+pub use error::Error;
+pub use quantized::QuantizedMatrix;
+pub use transform::Transform;

@@ -1,0 +1,2 @@
+//! The command line `duquant`.
+fn main() {}

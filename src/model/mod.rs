@@ -1,0 +1,1 @@
+//! The LLaMA runner: configuration, layers, KV cache, generation.

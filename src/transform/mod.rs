@@ -1,0 +1,1 @@
+//! Smoothing, rotation, permutation, and the chain of them.
