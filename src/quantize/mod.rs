@@ -1,1 +1,96 @@
 //! The layer-by-layer pipeline from a floating-point model to a W4A4 one.
+//!
+//! For each layer: run it on the calibration streams, smooth, find a transform for each group of linears, quantize the
+//! transformed weights, write the layer, and move the streams behind it. One layer is in memory at a time.
+
+mod error;
+mod layer;
+mod measure;
+mod options;
+mod report;
+
+pub use error::Error;
+pub use options::{Method, Mode, Options, Propagation};
+pub use report::{GroupReport, Report};
+
+use crate::calibrate::{Calibrator, LayerActivations, Samples};
+use crate::checkpoint::{Checkpoint, Quantization, Writer};
+use crate::kernels::cpu::Isa;
+use crate::model::{CHUNK, KvQuantizer, Layer};
+use crate::transform::RotationPools;
+use layer::{Context, quantize_layer};
+use std::time::{Duration, Instant};
+
+/// Quantizes `checkpoint` layer by layer into `writer` and finishes it. `samples` may be `None` for methods that measure
+/// nothing ([`Options::needs_samples`]). `on_layer` sees each finished layer's reports.
+///
+/// # Errors
+/// [`Error::AlreadyQuantized`], [`Error::NoSamples`], and whatever reading, searching or writing say. The writer is
+/// dropped then and leaves nothing behind.
+pub fn quantize(
+    checkpoint: &Checkpoint,
+    mut writer: Writer,
+    samples: Option<&Samples>,
+    options: &Options,
+    mut on_layer: impl FnMut(usize, &[GroupReport]),
+) -> Result<Report, Error> {
+    if checkpoint.quantization().is_some() {
+        return Err(Error::AlreadyQuantized);
+    }
+    if samples.is_none() && options.needs_samples() {
+        return Err(Error::NoSamples { method: options.method.name() });
+    }
+    let started = Instant::now();
+    let config = checkpoint.config();
+    let pools = RotationPools::new(options.steps, options.seed);
+    let context = Context {
+        options,
+        pools: &pools,
+        weight: options.weight()?,
+        activation: options.activation()?,
+        grouped_queries: config.heads != config.kv_heads,
+    };
+    let quantized_kv = KvQuantizer { key: options.key()?, value: options.value()? };
+    let mut calibrator = samples.map(|samples| Calibrator::new(checkpoint, samples)).transpose()?;
+    let mut report = Report::default();
+    let (mut calibrating, mut searching, mut writing) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let quantized_streams = options.propagation == Propagation::Quantized;
+    for index in 0..config.layers {
+        let at = |source: Error| Error::Layer { layer: index, source: Box::new(source) };
+        let clock = Instant::now();
+        let weights = checkpoint.layer(index)?;
+        let activations = match &mut calibrator {
+            Some(calibrator) => {
+                let float = Layer::load(weights.clone(), config, index, CHUNK, Isa::best())?;
+                calibrator.observe(&float, KvQuantizer::default(), !quantized_streams)?
+            }
+            None => LayerActivations::default(),
+        };
+        calibrating += clock.elapsed();
+
+        let clock = Instant::now();
+        let (quantized, reports) = quantize_layer(weights, activations, &context).map_err(at)?;
+        searching += clock.elapsed();
+
+        let clock = Instant::now();
+        writer.layer(index, &quantized)?;
+        writing += clock.elapsed();
+
+        let clock = Instant::now();
+        if let Some(calibrator) = calibrator.as_mut().filter(|_| quantized_streams) {
+            let layer = Layer::load(quantized, config, index, CHUNK, Isa::best())?;
+            calibrator.advance(&layer, quantized_kv)?;
+        }
+        calibrating += clock.elapsed();
+        on_layer(index, &reports);
+        report.layers.push(reports);
+    }
+    report.calibration_seconds = calibrating.as_secs_f64();
+    report.search_seconds = searching.as_secs_f64();
+    let clock = Instant::now();
+    report.seconds = started.elapsed().as_secs_f64();
+    writer.finish(&checkpoint.embedding()?, checkpoint.head()?.as_ref(), &checkpoint.final_norm()?)?;
+    report.writing_seconds = (writing + clock.elapsed()).as_secs_f64();
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}

@@ -1,0 +1,166 @@
+//! One group of linears, ready to run: the prologue on their common input and one stacked GEMM.
+
+use super::scratch::Workspace;
+use crate::checkpoint::{LinearGroup, LinearWeights, Weight};
+use crate::kernels::cpu::{
+    Epilogue, FloatValues, FloatWeights, GemmW4A4, GemmW4A4Desc, Isa, PackedWeights, Source, TransformQuantize,
+    gemm_float,
+};
+use crate::kernels::{Affine, Error, QuantizedMatrix};
+
+/// The linears of one group as one operation, `y = prologue(x) W^T (+ bias) (+ y)`.
+pub(crate) struct GroupRunner {
+    k: usize,
+    n: usize,
+    prologue: TransformQuantize,
+    compute: Compute,
+    bias: Option<Vec<f32>>,
+}
+
+enum Compute {
+    /// Codes times codes.
+    Integer { plan: GemmW4A4, weights: PackedWeights },
+    /// Floating-point weights, or weights of codes whose input stays in floating point.
+    Float { values: Vec<f32>, input: FloatInput },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum FloatInput {
+    /// The transformed input as it is.
+    Exact,
+    /// The transformed input through the quantizer and back.
+    Dequantized,
+}
+
+impl GroupRunner {
+    /// Takes the weights over and packs them for chunks of up to `m_max` tokens.
+    pub(crate) fn load(group: LinearGroup, m_max: usize, isa: Isa) -> Result<Self, Error> {
+        let LinearGroup { transform, activation, linears } = group;
+        let k = transform.channels;
+        let n = linears.iter().map(|linear| linear.weight.n()).sum();
+        let bias = stacked_bias(&linears);
+        let prologue = TransformQuantize::plan(&transform, activation, m_max, isa)?;
+        let quantized: Vec<&QuantizedMatrix> = linears
+            .iter()
+            .filter_map(|linear| match &linear.weight {
+                Weight::Quantized(matrix) => Some(matrix),
+                Weight::Float { .. } => None,
+            })
+            .collect();
+        let integer = activation.filter(|_| quantized.len() == linears.len());
+        let compute = match (integer, quantized.first()) {
+            (Some(Affine { bits, .. }), Some(first)) => {
+                let desc = GemmW4A4Desc { m_max, n, k, weight_bits: first.bits, activation_bits: bits };
+                let plan = GemmW4A4::plan(&desc, isa)?;
+                let weights = plan.pack_stacked(&quantized)?;
+                Compute::Integer { plan, weights }
+            }
+            _ => {
+                let input = if activation.is_some() { FloatInput::Dequantized } else { FloatInput::Exact };
+                Compute::Float { values: stacked_values(linears), input }
+            }
+        };
+        Ok(Self { k, n, prologue, compute, bias })
+    }
+
+    /// Input channels `K`.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Output channels of all its linears.
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Whether it multiplies codes by codes.
+    pub(crate) fn is_integer(&self) -> bool {
+        matches!(self.compute, Compute::Integer { .. })
+    }
+
+    /// Bytes of workspace that one call needs.
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        match &self.compute {
+            Compute::Integer { plan, .. } => plan.workspace_bytes(),
+            Compute::Float { .. } => 0,
+        }
+    }
+
+    /// Floats of workspace that the prologue needs.
+    pub(crate) fn prologue_len(&self) -> usize {
+        self.prologue.workspace_len()
+    }
+
+    /// Bytes of packed or floating weights, biases and transforms.
+    pub(crate) fn bytes(&self) -> usize {
+        let weights = match &self.compute {
+            Compute::Integer { weights, .. } => weights.bytes(),
+            Compute::Float { values, .. } => size_of_val(values.as_slice()),
+        };
+        weights + self.bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice())) + self.prologue.bytes()
+    }
+
+    /// The kernel that runs for so many tokens.
+    pub(crate) fn kernel(&self, tokens: usize) -> &'static str {
+        match &self.compute {
+            Compute::Integer { plan, .. } => plan.kernel(tokens),
+            Compute::Float { .. } => "gemm_float",
+        }
+    }
+
+    /// Runs on `tokens` tokens of `source`; `y` is `[tokens, n]`, added to when `accumulate` is set.
+    pub(crate) fn run(
+        &self,
+        source: Source<'_>,
+        tokens: usize,
+        accumulate: bool,
+        y: &mut [f32],
+        workspace: &mut Workspace,
+    ) -> Result<(), Error> {
+        let epilogue = Epilogue { bias: self.bias.as_deref(), accumulate };
+        let Workspace { input: x, codes, prologue, gemm } = workspace;
+        match &self.compute {
+            Compute::Integer { plan, weights } => {
+                let Some(codes) = codes.iter_mut().find(|codes| codes.k() == self.k) else {
+                    return Err(Error::Length { operand: "workspace.codes", expected: self.k, got: 0 });
+                };
+                self.prologue.run(source, tokens, codes, prologue)?;
+                plan.run(weights, codes, epilogue, y, gemm)
+            }
+            Compute::Float { values, input } => {
+                let got = x.len();
+                let expected = tokens * self.k;
+                let x = x.get_mut(..expected).ok_or(Error::Length { operand: "workspace.input", expected, got })?;
+                match input {
+                    FloatInput::Exact => self.prologue.run_float(source, tokens, x, prologue)?,
+                    FloatInput::Dequantized => self.prologue.run_dequantized(source, tokens, x, prologue)?,
+                }
+                let weights = FloatWeights { values: FloatValues::F32(values), n: self.n, k: self.k };
+                gemm_float(x, tokens, weights, epilogue, y)
+            }
+        }
+    }
+}
+
+fn stacked_bias(linears: &[LinearWeights]) -> Option<Vec<f32>> {
+    linears.iter().any(|linear| linear.bias.is_some()).then(|| {
+        let part = |linear: &LinearWeights| {
+            linear.bias.clone().unwrap_or_else(|| vec![0.0; linear.weight.n()])
+        };
+        linears.iter().flat_map(part).collect()
+    })
+}
+
+/// All weights in floating point, one below the other. Drops each part as soon as it is copied.
+fn stacked_values(linears: Vec<LinearWeights>) -> Vec<f32> {
+    let mut parts = linears.into_iter().map(|linear| match linear.weight {
+        Weight::Float { values, .. } => values,
+        Weight::Quantized(matrix) => matrix.dequantize(),
+    });
+    let mut stacked = parts.next().unwrap_or_default();
+    for part in parts {
+        stacked.extend_from_slice(&part);
+    }
+    stacked.shrink_to_fit();
+    stacked
+}

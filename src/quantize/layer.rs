@@ -1,0 +1,173 @@
+//! One layer: smoothing folded in, a transform for each group, weights quantized.
+
+use super::options::{Method, Mode, Options};
+use super::{Error, GroupReport};
+use crate::calibrate::LayerActivations;
+use crate::checkpoint::{Group, LayerWeights, LinearGroup, LinearWeights, Weight};
+use crate::kernels::{Affine, QuantizedMatrix, Transform};
+use crate::transform::{self, RotationKind, RotationPools, TransformOptions};
+use rayon::prelude::*;
+
+/// Settings that hold for every layer.
+pub(super) struct Context<'a> {
+    pub(super) options: &'a Options,
+    pub(super) pools: &'a RotationPools,
+    pub(super) weight: Option<Affine>,
+    pub(super) activation: Option<Affine>,
+    /// Query heads share key and value heads, so that o's smoothing cannot be folded into v.
+    pub(super) grouped_queries: bool,
+}
+
+/// Turns a floating-point layer into a quantized one.
+pub(super) fn quantize_layer(
+    mut layer: LayerWeights,
+    mut activations: LayerActivations,
+    context: &Context<'_>,
+) -> Result<(LayerWeights, Vec<GroupReport>), Error> {
+    let inverse_smooth = match context.options.alpha {
+        Some(alpha) => smooth(&mut layer, &mut activations, alpha, context.grouped_queries)?,
+        None => None,
+    };
+    let LayerActivations { tokens, inputs } = activations;
+    let LayerWeights { attention_norm, mlp_norm, groups } = layer;
+    let work: Vec<_> = Group::ALL.into_iter().zip(groups).zip(inputs).collect();
+    let done: Vec<(LinearGroup, GroupReport)> = work
+        .into_par_iter()
+        .map(|((group, linears), x)| {
+            let (mut quantized, report) = quantize_group(group, linears, x, tokens, context)?;
+            if group == Group::O {
+                quantized.transform.inverse_smooth.clone_from(&inverse_smooth);
+            }
+            Ok((quantized, report))
+        })
+        .collect::<Result<_, Error>>()?;
+    let (groups, reports): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+    let groups = <[LinearGroup; 4]>::try_from(groups).map_err(|_| Error::Internal("a layer has four groups"))?;
+    Ok((LayerWeights { attention_norm, mlp_norm, groups }, reports))
+}
+
+/// Divides the inputs of all groups by their smoothing scale and multiplies the weights by it. The division is folded into
+/// the norms, into up for down, and into v for o; with grouped queries o's comes back, to be applied online.
+///
+/// All scales are found on the original weights, before any folding.
+fn smooth(
+    layer: &mut LayerWeights,
+    activations: &mut LayerActivations,
+    alpha: f32,
+    grouped_queries: bool,
+) -> Result<Option<Vec<f32>>, Error> {
+    let tokens = activations.tokens;
+    let mut scales = Vec::with_capacity(4);
+    for (group, x) in layer.groups.iter().zip(&activations.inputs) {
+        let k = group.transform.channels;
+        let activation_max = transform::channel_max(x, tokens, k);
+        let mut weight_max = vec![0.0_f32; k];
+        for linear in &group.linears {
+            let Weight::Float { n, values, .. } = &linear.weight else { return Err(Error::AlreadyQuantized) };
+            let max = transform::channel_max(values, *n, k);
+            weight_max.iter_mut().zip(max).for_each(|(all, one)| *all = all.max(one));
+        }
+        scales.push(transform::smoothing_scale(&activation_max, &weight_max, alpha));
+    }
+    for ((group, x), scale) in layer.groups.iter_mut().zip(&mut activations.inputs).zip(&scales) {
+        x.par_chunks_exact_mut(scale.len()).for_each(|token| token.iter_mut().zip(scale).for_each(|(x, s)| *x /= s));
+        for linear in &mut group.linears {
+            let Weight::Float { values, .. } = &mut linear.weight else { return Err(Error::AlreadyQuantized) };
+            values.par_chunks_exact_mut(scale.len()).for_each(|row| row.iter_mut().zip(scale).for_each(|(w, s)| *w *= s));
+        }
+    }
+    let [qkv, o, gate_up, down] = &scales[..] else { return Err(Error::Internal("a layer has four groups")) };
+    layer.attention_norm.iter_mut().zip(qkv).for_each(|(norm, s)| *norm /= s);
+    layer.mlp_norm.iter_mut().zip(gate_up).for_each(|(norm, s)| *norm /= s);
+    let [qkv_group, _, gate_up_group, _] = &mut layer.groups;
+    divide_rows(gate_up_group.linears.last_mut(), down);
+    if grouped_queries {
+        return Ok(Some(o.iter().map(|s| 1.0 / s).collect()));
+    }
+    divide_rows(qkv_group.linears.last_mut(), o);
+    Ok(None)
+}
+
+/// Divides output channel `n` of a linear by `scale[n]`.
+fn divide_rows(linear: Option<&mut LinearWeights>, scale: &[f32]) {
+    let Some(LinearWeights { weight: Weight::Float { k, values, .. }, bias, .. }) = linear else { return };
+    for (row, s) in values.chunks_exact_mut(*k).zip(scale) {
+        row.iter_mut().for_each(|w| *w /= s);
+    }
+    if let Some(bias) = bias {
+        bias.iter_mut().zip(scale).for_each(|(b, s)| *b /= s);
+    }
+}
+
+/// Chooses the group's transform and quantizes its linears. `x` is the smoothed input, empty without samples.
+fn quantize_group(
+    group: Group,
+    linears: LinearGroup,
+    x: Vec<f32>,
+    tokens: usize,
+    context: &Context<'_>,
+) -> Result<(LinearGroup, GroupReport), Error> {
+    let started = std::time::Instant::now();
+    let k = linears.transform.channels;
+    let sample = super::measure::Sample::of(&linears, &x, tokens)?;
+    let mut best: Option<(f64, RotationKind, LinearGroup)> = None;
+    for &rotation in rotations(context.options) {
+        let options = TransformOptions {
+            rotation,
+            permutation: context.options.permutation,
+            permutations: context.options.permutations,
+            block: transform::block_for(k, context.options.block)?,
+            steps: context.options.steps,
+            seed: context.options.seed,
+        };
+        let transform = transform::build(&x, tokens, k, &options, context.pools)?;
+        let candidate = quantize_linears(&linears, transform, context)?;
+        let error = sample.error_of(&candidate)?;
+        if best.as_ref().is_none_or(|(least, ..)| error < *least) {
+            best = Some((error, rotation, candidate));
+        }
+    }
+    let Some((error, rotation, quantized)) = best else { return Err(Error::Internal("a method has a rotation")) };
+    let maxima = (largest(&x), largest_transformed(x, tokens, &quantized.transform)?);
+    let report = GroupReport::new(group, rotation, error, maxima, started.elapsed());
+    Ok((quantized, report))
+}
+
+fn largest(x: &[f32]) -> f32 {
+    x.par_iter().map(|x| x.abs()).reduce(|| 0.0, f32::max)
+}
+
+fn largest_transformed(mut x: Vec<f32>, tokens: usize, transform: &Transform) -> Result<f32, Error> {
+    transform::apply(transform, &mut x, tokens)?;
+    Ok(largest(&x))
+}
+
+/// The rotations to choose from.
+fn rotations(options: &Options) -> &'static [RotationKind] {
+    match (options.method, options.mode) {
+        (Method::Rtn | Method::SmoothQuant, _) => &[RotationKind::None],
+        (Method::QuaRot, _) => &[RotationKind::Hadamard],
+        (Method::DuQuant, Mode::Paper) => &[RotationKind::Paper],
+        (Method::DuQuant, Mode::Official) => &[RotationKind::Official],
+        (Method::DuQuant, Mode::Left) => &[RotationKind::Left],
+        (Method::DuQuant, Mode::Best) => &[RotationKind::Paper, RotationKind::Left, RotationKind::Hadamard],
+    }
+}
+
+fn quantize_linears(group: &LinearGroup, transform: Transform, context: &Context<'_>) -> Result<LinearGroup, Error> {
+    let linears = group
+        .linears
+        .iter()
+        .map(|linear| {
+            let Weight::Float { n, k, values } = &linear.weight else { return Err(Error::AlreadyQuantized) };
+            let mut values = values.clone();
+            transform::transform_weight(&transform, &mut values, *n, *k)?;
+            let weight = match context.weight {
+                Some(settings) => Weight::Quantized(QuantizedMatrix::quantize(&values, *n, *k, &[settings])?),
+                None => Weight::Float { n: *n, k: *k, values },
+            };
+            Ok(LinearWeights { projection: linear.projection, weight, bias: linear.bias.clone() })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(LinearGroup { transform, activation: context.activation, linears })
+}
