@@ -58,9 +58,10 @@ impl Model {
         let layers = (0..config.layers)
             .map(|index| Layer::load(checkpoint.layer(index)?, &config, index, CHUNK, isa))
             .collect::<Result<_, _>>()?;
-        let kv = checkpoint
-            .quantization()
-            .map_or_else(KvQuantizer::default, |quantization| KvQuantizer { key: quantization.key, value: quantization.value });
+        let kv = checkpoint.quantization().map_or_else(KvQuantizer::default, |quantization| KvQuantizer {
+            key: quantization.key,
+            value: quantization.value,
+        });
         Ok(Self {
             kv,
             embedding: checkpoint.embedding()?,
@@ -75,6 +76,12 @@ impl Model {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Rows of the output head: logits of one token.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.head.as_ref().unwrap_or(&self.embedding).rows
     }
 
     /// Bytes of the decoder layers' weights, as they lie in memory.

@@ -1,9 +1,9 @@
 //! What a running sequence owns: its KV cache and the buffers of a forward pass.
 
+use super::KvQuantizer;
 use super::error::{At, Error};
 use super::layer::{Layer, Observer};
 use super::scratch::{Buffers, Workspace};
-use super::KvQuantizer;
 use crate::checkpoint::Config;
 use crate::kernels::cpu::{KvCache, KvCacheDesc, QueryHeads, RopeTable, rms_norm};
 
@@ -64,6 +64,11 @@ impl State {
     /// Forgets every token.
     pub fn clear(&mut self) {
         self.caches.iter_mut().for_each(KvCache::clear);
+    }
+
+    /// Forgets every token but the first `tokens`, so that other text can follow them.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.caches.iter_mut().for_each(|cache| cache.truncate(tokens));
     }
 
     /// Bytes of the KV cache.
