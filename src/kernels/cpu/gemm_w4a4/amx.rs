@@ -156,7 +156,7 @@ unsafe fn unpack(task: &Task, panel: usize, first: usize, count: usize, out: *mu
 
 /// `c (+)= a b` over `count` blocks, for one or two groups of tokens by two panels. `c` is `[group][panel][16][16]`.
 unsafe fn multiply(a0: *const u8, a1: Option<*const u8>, b: *const u8, count: usize, c: *mut i32, first: bool) {
-    // SAFETY (all of this function): tiles are configured as 16 rows of 64 bytes, and the caller vouches for `count`
+    // SAFETY: in all of this function tiles are configured as 16 rows of 64 bytes, and the caller vouches for `count`
     // tiles behind each of `a0`, `a1`, `b` and `b + STRETCH * TILE` and for four (or two) tiles at `c`.
     unsafe {
         if first {

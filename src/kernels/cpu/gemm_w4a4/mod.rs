@@ -229,6 +229,7 @@ impl GemmW4A4 {
             scale: &x.scale,
             zero_point: &x.zero_point,
             row_sum: &x.row_sum,
+            #[cfg(target_arch = "x86_64")]
             activation_bits: self.desc.activation_bits,
             weights,
             output,

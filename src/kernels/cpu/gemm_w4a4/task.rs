@@ -20,6 +20,7 @@ pub(super) struct Task<'a> {
     pub(super) scale: &'a [f32],
     pub(super) zero_point: &'a [i32],
     pub(super) row_sum: &'a [i32],
+    #[cfg(target_arch = "x86_64")]
     pub(super) activation_bits: u32,
     pub(super) weights: &'a PackedWeights,
     pub(super) output: Output<'a>,
@@ -84,7 +85,7 @@ fn add(y: &mut [f32], values: &[f32], bias: Option<&[f32]>, accumulate: bool) {
         (None, false) => y.copy_from_slice(values),
         (None, true) => {
             for (y, value) in y.iter_mut().zip(values) {
-                *y = value + *y;
+                *y += value;
             }
         }
         (Some(bias), false) => {
@@ -94,7 +95,7 @@ fn add(y: &mut [f32], values: &[f32], bias: Option<&[f32]>, accumulate: bool) {
         }
         (Some(bias), true) => {
             for ((y, value), bias) in y.iter_mut().zip(values).zip(bias) {
-                *y = (value + bias) + *y;
+                *y += value + bias;
             }
         }
     }
