@@ -17,3 +17,6 @@ pub use error::Error;
 pub use source::{Checkpoint, Format, TensorInfo};
 pub use tokenizer::Tokenizer;
 pub use weights::{Group, LayerWeights, LinearGroup, LinearWeights, Projection, Table, TableValues, Weight};
+
+#[cfg(test)]
+mod real_model_tests;
