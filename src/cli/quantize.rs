@@ -4,7 +4,7 @@ use super::console::Console;
 use super::error::Usage;
 use super::{memory, parse, source, text};
 use crate::calibrate::Samples;
-use crate::quantize::{self, GroupReport, Method, Mode, Options, Propagation, Report};
+use crate::quantize::{self, GroupReport, Method, Mode, Options, Propagation, Report, Rounding};
 use crate::transform::PermutationKind;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -74,6 +74,9 @@ pub(super) struct Args {
     /// Quantize activations symmetrically around zero
     #[arg(long)]
     symmetric_activations: bool,
+    /// How a weight becomes a code: the nearest, or with the error of each channel made up for by the later ones
+    #[arg(long, value_enum)]
+    rounding: Option<RoundingName>,
     /// Activations that calibrate a layer: those behind quantized layers or those of the floating-point model
     #[arg(long, value_enum)]
     propagate: Option<PropagationName>,
@@ -113,6 +116,12 @@ enum PermutationName {
     Random,
     Anneal,
     None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RoundingName {
+    Nearest,
+    Compensated,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -270,6 +279,12 @@ fn options(args: &Args) -> Result<Options> {
         options.propagation = match propagation {
             PropagationName::Float => Propagation::Float,
             PropagationName::Quantized => Propagation::Quantized,
+        };
+    }
+    if let Some(rounding) = args.rounding {
+        options.rounding = match rounding {
+            RoundingName::Nearest => Rounding::Nearest,
+            RoundingName::Compensated => Rounding::Compensated,
         };
     }
     options.weight_bits = args.weights;
