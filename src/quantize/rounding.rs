@@ -151,3 +151,78 @@ fn products(a: &[f32], b: &[f32], tokens: usize, k: usize) -> Mat<f64> {
     });
     Mat::from_fn(k, k, |i, j| f64::from(product[i * k + j]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+
+    /// Tokens whose channels are correlated, and a weight.
+    fn data(tokens: usize, n: usize, k: usize, seed: u64) -> (Vec<f32>, Vec<f32>) {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        let (noise, common, weight) = (draw(tokens * k), draw(tokens), draw(n * k));
+        let x = noise.iter().enumerate().map(|(i, noise)| noise + 2.0 * common[i / k]).collect();
+        (x, weight)
+    }
+
+    /// `|X W^T - Y Q^T|^2`.
+    fn output_error(x: &[f32], w: &[f32], y: &[f32], q: &[f32], k: usize) -> f64 {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+        let mut error = 0.0;
+        for (x, y) in x.chunks(k).zip(y.chunks(k)) {
+            for (w, q) in w.chunks(k).zip(q.chunks(k)) {
+                error += (dot(x, w) - dot(y, q)).powi(2);
+            }
+        }
+        error
+    }
+
+    fn coarse(x: &[f32]) -> Vec<f32> {
+        x.iter().map(|x| (x * 2.0).round() / 2.0).collect()
+    }
+
+    #[test]
+    fn compensation_lowers_the_output_error() {
+        let (tokens, n, k) = (300, 19, 48);
+        let (x, w) = data(tokens, n, k, 5);
+        let y = coarse(&x);
+        let settings = Affine::new(4, 1.0).unwrap();
+        let nearest = QuantizedMatrix::quantize(&w, n, k, &[settings]).unwrap();
+        let compensated = Compensation::new(&x, &y, tokens, k).unwrap().quantize(&w, n, settings).unwrap();
+        compensated.validate().unwrap();
+        let error = |q: &QuantizedMatrix| output_error(&x, &w, &y, &q.dequantize(), k);
+        let (nearest, compensated) = (error(&nearest), error(&compensated));
+        assert!(compensated < 0.6 * nearest, "compensated {compensated}, nearest {nearest}");
+    }
+
+    #[test]
+    fn many_bits_leave_the_best_floating_point_weight() {
+        let (tokens, n, k) = (200, 5, 32);
+        let (x, w) = data(tokens, n, k, 6);
+        let y = coarse(&x);
+        let settings = Affine::new(8, 1.0).unwrap();
+        let quantized = Compensation::new(&x, &y, tokens, k).unwrap().quantize(&w, n, settings).unwrap();
+        let error = output_error(&x, &w, &y, &quantized.dequantize(), k);
+        assert!(error < output_error(&x, &w, &y, &w, k), "no better than the weight as it was");
+    }
+
+    #[test]
+    fn activations_of_zero_say_nothing() {
+        assert!(Compensation::new(&[0.0; 64], &[0.0; 64], 4, 16).is_none());
+    }
+
+    #[test]
+    fn threads_do_not_change_the_codes() {
+        let (tokens, n, k) = (150, 37, 96);
+        let (x, w) = data(tokens, n, k, 7);
+        let y = coarse(&x);
+        let settings = Affine::new(4, 1.0).unwrap();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Compensation::new(&x, &y, tokens, k).unwrap().quantize(&w, n, settings).unwrap())
+        };
+        let one = run(1);
+        assert!(run(2) == one && run(3) == one, "another number of threads gave other codes");
+    }
+}
