@@ -328,13 +328,13 @@ unsafe fn step_two(a0: *const u8, a1: *const u8, b: *const u8) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn finish(task: &Task, group: usize, c: *const i32, panel: usize) {
     let panels = (task.weights.panels() - panel).min(2);
-    for row in 0..16.min(task.tokens - group * 16) {
-        for p in 0..panels {
-            // SAFETY: `c` holds 16 by 16 sums a panel; the elements belong to this job.
-            unsafe {
-                let acc = _mm512_loadu_si512(c.add(p * 256 + row * PANEL).cast());
-                avx512::finish(task, group * 16 + row, panel + p, acc, 0);
-            }
+    let count = 16.min(task.tokens - group * 16);
+    for p in 0..panels {
+        // SAFETY: `c` holds 16 by 16 sums a panel; the elements belong to this job.
+        unsafe {
+            let c = c.add(p * 256);
+            let acc = |row: usize| _mm512_loadu_si512(c.add(row * PANEL).cast());
+            avx512::finish(task, group * 16, count, panel + p, 0, acc);
         }
     }
 }

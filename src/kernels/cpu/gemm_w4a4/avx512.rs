@@ -121,47 +121,62 @@ unsafe fn tile<const NIBBLES: bool, const SIDES: u8, const T: usize, const P: us
     }
     let offset = if SIDES == SHIFTED_WEIGHTS { 128 } else { 0 };
     for p in 0..P {
-        for i in 0..T {
-            // SAFETY: the element range belongs to the caller.
-            unsafe { finish(task, t + i, panel + p, _mm512_add_epi32(even[i][p], odd[i][p]), offset) };
-        }
+        // SAFETY: the element range belongs to the caller.
+        unsafe { finish(task, t, T, panel + p, offset, |i| _mm512_add_epi32(even[i][p], odd[i][p])) };
     }
 }
 
-/// [`Task::finish`] in registers: the same operations in the same order.
+/// [`Task::finish`] in registers for `count` tokens from `t` on: the same operations in the same order. `acc` gives the
+/// sums of the token `t + i`.
 ///
 /// # Safety
-/// The machine has the features; `t < tokens`, `panel < weights.panels()`, and no other thread touches these elements
-/// of the output.
+/// The machine has the features; `t + count <= tokens`, `panel < weights.panels()`, and no other thread touches these
+/// elements of the output.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn finish(task: &Task, t: usize, panel: usize, acc: __m512i, offset: i32) {
+pub(super) unsafe fn finish(
+    task: &Task,
+    t: usize,
+    count: usize,
+    panel: usize,
+    offset: i32,
+    acc: impl Fn(usize) -> __m512i,
+) {
     let (n, first) = (task.weights.n(), panel * PANEL);
     let width = (n - first).min(PANEL);
     let mask = (u32::MAX >> (32 - width)) as u16;
-    // SAFETY: per-channel numbers are padded to whole panels and `run` checked that there are `tokens` of each
-    // per-token number; the mask keeps bias and output inside their rows.
+    let per_token = (&task.zero_point[t..t + count], &task.row_sum[t..t + count], &task.scale[t..t + count]);
+    // SAFETY: per-channel numbers are padded to whole panels; the mask keeps bias and output inside their rows.
     unsafe {
         let zw = _mm512_loadu_si512(task.weights.zero_point.as_ptr().add(first).cast());
-        let c = _mm512_loadu_si512(task.weights.centred_sum.as_ptr().add(first).cast());
-        let zx = _mm512_set1_epi32(*task.zero_point.get_unchecked(t));
-        let rs = _mm512_set1_epi32(*task.row_sum.get_unchecked(t));
         let zw = _mm512_sub_epi32(zw, _mm512_set1_epi32(offset));
-        let integers = _mm512_sub_epi32(_mm512_sub_epi32(acc, _mm512_mullo_epi32(zw, rs)), _mm512_mullo_epi32(zx, c));
+        let c = _mm512_loadu_si512(task.weights.centred_sum.as_ptr().add(first).cast());
+        let sw = _mm512_loadu_ps(task.weights.scale.as_ptr().add(first));
+        let integers = |i: usize| {
+            let zx = _mm512_set1_epi32(per_token.0[i]);
+            let rs = _mm512_set1_epi32(per_token.1[i]);
+            _mm512_sub_epi32(_mm512_sub_epi32(acc(i), _mm512_mullo_epi32(zw, rs)), _mm512_mullo_epi32(zx, c))
+        };
         match task.output {
-            Output::Integer(out) => _mm512_mask_storeu_epi32(out.add(t * n + first), mask, integers),
+            Output::Integer(out) => {
+                for i in 0..count {
+                    _mm512_mask_storeu_epi32(out.add((t + i) * n + first), mask, integers(i));
+                }
+            }
             Output::Float { y, bias, accumulate } => {
-                let sx = _mm512_set1_ps(*task.scale.get_unchecked(t));
-                let sw = _mm512_loadu_ps(task.weights.scale.as_ptr().add(first));
-                let mut value = _mm512_mul_ps(_mm512_mul_ps(sx, sw), _mm512_cvtepi32_ps(integers));
-                if let Some(bias) = bias {
-                    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(first)));
+                let bias = bias.map(|bias| _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(first)));
+                for i in 0..count {
+                    let sx = _mm512_set1_ps(per_token.2[i]);
+                    let mut value = _mm512_mul_ps(_mm512_mul_ps(sx, sw), _mm512_cvtepi32_ps(integers(i)));
+                    if let Some(bias) = bias {
+                        value = _mm512_add_ps(value, bias);
+                    }
+                    let y = y.add((t + i) * n + first);
+                    if accumulate {
+                        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y));
+                    }
+                    _mm512_mask_storeu_ps(y, mask, value);
                 }
-                let y = y.add(t * n + first);
-                if accumulate {
-                    value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y));
-                }
-                _mm512_mask_storeu_ps(y, mask, value);
             }
         }
     }
