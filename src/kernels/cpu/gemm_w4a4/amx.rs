@@ -7,7 +7,7 @@
 //! it cannot know which thread it is on.
 
 use super::pack::{BLOCK, PANEL};
-use super::task::Task;
+use super::task::{Output, Task};
 use super::{avx512, parallel};
 use rayon::prelude::*;
 use std::arch::asm;
@@ -27,6 +27,9 @@ const STRETCH: usize = 9;
 const TOKENS: usize = 512;
 /// Bytes of activations that a job keeps coming back to; half of a 2 MiB L2 cache.
 const ACTIVATION_BYTES: usize = 1 << 20;
+
+/// Products of four tiles that a job should hold at least, some 10 microseconds.
+const PRODUCTS: usize = 256;
 
 #[repr(C, align(64))]
 struct Aligned<T>(T);
@@ -58,11 +61,15 @@ pub(super) fn run(task: &Task, workspace: &mut [u8]) {
     let parts = groups.div_ceil(most);
     let per_part = groups.div_ceil(parts).next_multiple_of(2);
     let parts = groups.div_ceil(per_part);
-    parallel(parts * pairs, |job| {
-        let (part, pair) = (job / pairs, job % pairs);
+    // Configuring tiles costs some hundred cycles and a fork more, so that a job should hold many products of tiles.
+    let products = (blocks * per_part.min(groups).div_ceil(2)).max(1);
+    let width = (PRODUCTS / products).clamp(1, (pairs / 4).max(1));
+    let across = pairs.div_ceil(width);
+    parallel(parts * across, |job| {
+        let (part, first) = (job / across, job % across * width);
         let range = part * per_part..((part + 1) * per_part).min(groups);
         // SAFETY: jobs are disjoint rectangles of the output; `plan` made sure that AMX is granted.
-        unsafe { self::job(task, tiles, range, pair * 2) };
+        unsafe { self::job(task, tiles, range, first..(first + width).min(pairs)) };
     });
 }
 
@@ -96,16 +103,18 @@ fn repack(task: &Task, tiles: &mut [u8]) {
     }
 }
 
-/// The groups of 16 tokens `groups` by the panels `panel` and `panel + 1`.
+/// The groups of 16 tokens `groups` by the pairs of panels `pairs`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
+unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, pairs: Range<usize>) {
     // SAFETY: the configuration is 64 readable bytes of palette 1, and what is configured here is released here.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
-        if groups.len() <= 2 {
-            few(task, tiles, groups, panel)
-        } else {
-            many(task, tiles, groups, panel)
+        for pair in pairs {
+            if groups.len() <= 2 {
+                few(task, tiles, groups.clone(), pair * 2);
+            } else {
+                many(task, tiles, groups.clone(), pair * 2);
+            }
         }
         asm!("tilerelease", options(nostack, nomem));
     }
@@ -138,9 +147,7 @@ unsafe fn few(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
             if two { step_two(a, a.add(blocks * TILE), b) } else { step_one(a, b) }
         }
         store(sums, two);
-        for group in groups.clone() {
-            finish(task, group, sums.add((group - groups.start) * 512), panel);
-        }
+        finish(task, groups.start, sums, panel);
     }
 }
 
@@ -153,6 +160,22 @@ fn prefetch(at: *const u8, lines: usize) {
     for line in 0..lines {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line * 64).cast()) };
+    }
+}
+
+/// Asks for the cache lines of the output of some tokens by two panels, to write them: they arrive while tiles are
+/// multiplied, where stores that miss would hold up everything behind them.
+#[inline(always)]
+fn own(task: &Task, tokens: Range<usize>, panel: usize) {
+    let n = task.weights.n();
+    let out = match task.output {
+        Output::Float { y, .. } => y.cast::<u8>(),
+        Output::Integer(out) => out.cast::<u8>(),
+    };
+    for t in tokens {
+        let at = out.wrapping_add(4 * (t * n + panel * PANEL));
+        // SAFETY: a prefetch changes no state and may name any address.
+        unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) at, options(nostack, readonly)) };
     }
 }
 
@@ -183,8 +206,8 @@ unsafe fn many(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
         // The next stretch, or the first one of the next pair of panels, comes while this one is multiplied.
         let next = if s + 1 == stretches { 2 * blocks } else { first + count };
         let lines = (count * block_bytes / 64).div_ceil(groups.len().div_ceil(2));
-        let mut group = groups.start;
-        while group < groups.end {
+        let last = s + 1 == stretches;
+        for group in groups.clone().step_by(2) {
             let two = group + 1 < groups.end;
             let ahead = next * block_bytes + (group - groups.start) / 2 * lines * 64;
             prefetch(packed.wrapping_add(ahead), lines);
@@ -201,17 +224,20 @@ unsafe fn many(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
                 }
                 for block in 0..count {
                     let (a, b) = (a.add(block * TILE), weights.add(block * 2 * TILE));
-                    if two { step_two(a, a.add(blocks * TILE), b) } else { step_one(a, b) }
-                }
-                store(c, two);
-                if s + 1 == stretches {
-                    finish(task, group, c, panel);
                     if two {
-                        finish(task, group + 1, c.add(512), panel);
+                        step_two(a, a.add(blocks * TILE), b)
+                    } else {
+                        step_one(a, b)
+                    }
+                    if last {
+                        own(task, group * 16 + block * 32 / count..group * 16 + (block + 1) * 32 / count, panel);
                     }
                 }
+                store(c, two);
+                if last {
+                    finish(task, group, c, panel);
+                }
             }
-            group += 2;
         }
     }
 }
@@ -324,17 +350,16 @@ unsafe fn step_two(a0: *const u8, a1: *const u8, b: *const u8) {
     }
 }
 
-/// The epilogue of 16 tokens by two panels.
+/// The epilogue of one or two groups by two panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn finish(task: &Task, group: usize, c: *const i32, panel: usize) {
-    let panels = (task.weights.panels() - panel).min(2);
-    let count = 16.min(task.tokens - group * 16);
-    for p in 0..panels {
-        // SAFETY: `c` holds 16 by 16 sums a panel; the elements belong to this job.
+    let first = group * 16;
+    let count = 32.min(task.tokens - first);
+    for p in 0..(task.weights.panels() - panel).min(2) {
+        // SAFETY: `c` holds 16 by 16 sums for each panel of each group; the elements belong to this job.
         unsafe {
-            let c = c.add(p * 256);
-            let acc = |row: usize| _mm512_loadu_si512(c.add(row * PANEL).cast());
-            avx512::finish(task, group * 16, count, panel + p, 0, acc);
+            let acc = |row: usize| _mm512_loadu_si512(c.add(row / 16 * 512 + p * 256 + row % 16 * PANEL).cast());
+            avx512::finish(task, first, count, panel + p, 0, acc);
         }
     }
 }
