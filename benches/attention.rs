@@ -1,7 +1,7 @@
 //! RoPE with quantization and attention over the cache, at the shapes of SmolLM2-135M and LLaMA-2 7B: 4-bit and `f32`
 //! caches, prefill and decode. `cargo bench --bench attention`.
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use duquant::kernels::cpu::{
     Isa, KvCache, KvCacheDesc, QueryHeads, QueryHeadsDesc, RopeStretch, RopeTable, attention, rope_hadamard_quantize,
     rope_inverse_frequencies,
@@ -33,7 +33,7 @@ fn run(c: &mut Criterion, case: &Case) -> Result<(), Error> {
     rope_hadamard_quantize(&qkv[..before * width], &rope, 0, &mut queries, &mut cache)?;
     let kind = if affine.is_some() { "int4" } else { "f32" };
     let shape = format!("T{tokens}+{before}");
-    c.bench_function(&BenchmarkId::new(format!("rope_hadamard_quantize/{name}/{kind}"), &shape).to_string(), |b| {
+    c.bench_function(&format!("rope_hadamard_quantize/{name}/{kind}/{shape}"), |b| {
         b.iter(|| {
             cache.truncate(before);
             rope_hadamard_quantize(black_box(&qkv[..tokens * width]), &rope, before, &mut queries, &mut cache).is_ok()
@@ -41,7 +41,7 @@ fn run(c: &mut Criterion, case: &Case) -> Result<(), Error> {
     });
     let mut out = vec![0.0; tokens * heads * head_dim];
     let mut workspace = vec![0.0; queries.workspace_len()];
-    c.bench_function(&BenchmarkId::new(format!("attention/{name}/{kind}"), &shape).to_string(), |b| {
+    c.bench_function(&format!("attention/{name}/{kind}/{shape}"), |b| {
         b.iter(|| attention(&queries, &cache, None, black_box(&mut out), &mut workspace).is_ok());
     });
     Ok(())

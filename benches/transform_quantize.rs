@@ -12,7 +12,7 @@ fn transform(channels: usize, block: usize, hadamard: bool) -> Transform {
     let entry = 1.0 / (block as f32).sqrt();
     let size = block * block;
     let rotations = (0..2 * size)
-        .map(|i| if ((i % size / block) & (i % block)).count_ones() % 2 == 0 { entry } else { -entry })
+        .map(|i| if ((i % size / block) & (i % block)).count_ones().is_multiple_of(2) { entry } else { -entry })
         .collect();
     let permutations = (0..channels).map(|i| ((i * 7919 + 13) % channels) as u32).collect();
     Transform { channels, block, rotations, permutations, inverse_smooth: None, hadamard }

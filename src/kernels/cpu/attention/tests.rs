@@ -78,7 +78,7 @@ fn turned(shape: Shape, x: &[f32], position: usize) -> Vec<f64> {
     let mut z = vec![0.0; d];
     for (y, z) in y.chunks_exact(block).zip(z.chunks_exact_mut(block)) {
         for j in 0..block {
-            let sign = |i: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |i: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
             z[j] = (0..block).map(|i| sign(i) * y[i]).sum::<f64>() / (block as f64).sqrt();
         }
     }
