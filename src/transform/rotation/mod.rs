@@ -3,6 +3,7 @@
 mod matrices;
 mod pool;
 mod rows;
+mod screen;
 mod search;
 
 pub use matrices::{base_matrix, hadamard, random_orthogonal};
