@@ -2,6 +2,7 @@
 
 mod matrices;
 mod pool;
+mod reach;
 mod rows;
 mod screen;
 mod search;

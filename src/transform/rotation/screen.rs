@@ -1,15 +1,14 @@
 use rayon::prelude::*;
 
+use super::reach::{COLUMNS, reach};
 use crate::kernels::cpu::Isa;
 
 /// Rows that are packed together: four vectors of 16 lanes, one row a lane.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 /// Groups of one unit of parallel work.
 const GROUPS_PER_TILE: usize = 8;
-/// Columns that are computed together.
-const COLUMNS: usize = 4;
 /// Codes of rows are shifted by this to be unsigned.
-const SHIFT: i32 = 128;
+pub(super) const SHIFT: i32 = 128;
 
 /// Bounds on what rows reach under a rotation, from 8-bit codes of both.
 ///
@@ -18,6 +17,7 @@ const SHIFT: i32 = 128;
 /// the extremes already seen need not be computed in floating point; in practice one in a thousand needs to be.
 pub(super) struct Screen {
     block: usize,
+    isa: Isa,
     groups: Vec<Group>,
 }
 
@@ -34,14 +34,16 @@ struct Group {
 }
 
 /// A rotation in 8-bit codes.
-struct Codes {
+pub(super) struct Codes {
     /// `[B columns, B / 4]`, four signed bytes a word, low byte first.
-    words: Vec<i32>,
+    pub(super) words: Vec<i32>,
     /// `-SHIFT` times the sum of each column's codes.
-    start: Vec<i32>,
+    pub(super) start: Vec<i32>,
     scale: f32,
     /// At least `|r - s_r c|` of every column.
     error: f32,
+    /// Rounding of the floating-point product and of the bound, relative to the row's length.
+    rounding: f32,
 }
 
 /// How far rows may reach upwards and downwards before they matter.
@@ -69,8 +71,13 @@ impl Candidate {
 impl Screen {
     /// A screen for rows of `block`, where the machine has the instructions that make it worth its while.
     pub(super) fn new(block: usize) -> Option<Self> {
-        let fast = Isa::best() >= Isa::Avx512Vnni && cfg!(target_arch = "x86_64");
-        (fast && block.is_multiple_of(COLUMNS)).then_some(Self { block, groups: Vec::new() })
+        let fast = cfg!(target_arch = "x86_64") && Isa::best() >= Isa::Avx512Vnni;
+        (fast && block.is_multiple_of(COLUMNS)).then(|| Self::with_isa(block, Isa::best()))
+    }
+
+    /// A screen for rows of `block`, a multiple of 4, on an instruction set that the machine has.
+    pub(super) fn with_isa(block: usize, isa: Isa) -> Self {
+        Self { block, isa, groups: Vec::new() }
     }
 
     /// The rows from place `start` on and before `end` which may reach the thresholds under `r`, `[B, B]`, in order.
@@ -83,7 +90,7 @@ impl Screen {
         r: &[f32],
         thresholds: Thresholds,
     ) -> Vec<Candidate> {
-        let block = self.block;
+        let (block, isa) = (self.block, self.isa);
         let packed = self.groups.len();
         if end.div_ceil(GROUP) > packed {
             let fresh = order[packed * GROUP..order.len().min(end.next_multiple_of(GROUP))].par_chunks(GROUP);
@@ -92,10 +99,10 @@ impl Screen {
         let codes = Codes::new(r, block);
         let tiles = self.groups[start / GROUP..end.div_ceil(GROUP)].par_chunks(GROUPS_PER_TILE).enumerate();
         let tile = |(tile, groups): (usize, &[Group])| {
-            let mut found = Vec::new();
+            let (mut found, mut scratch) = (Vec::new(), Vec::new());
             for (i, group) in groups.iter().enumerate() {
                 let first = (start / GROUP + tile * GROUPS_PER_TILE + i) * GROUP;
-                group.candidates(first, &codes, thresholds, &mut found);
+                group.candidates(first, &codes, isa, thresholds, &mut scratch, &mut found);
             }
             found
         };
@@ -118,7 +125,7 @@ impl Group {
             let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
             let (mut error, mut length) = (0.0f64, 0.0f64);
             for (k, &v) in row.iter().enumerate() {
-                let code = (v * inverse).round_ties_even().clamp(-127.0, 127.0);
+                let code = round(v * inverse);
                 group.codes[(k / 4 * GROUP + lane) * 4 + k % 4] = (code as i32 + SHIFT) as u8;
                 let coded = f64::from(scale) * f64::from(code);
                 error += (f64::from(v) - coded).powi(2);
@@ -131,127 +138,73 @@ impl Group {
         group
     }
 
-    fn candidates(&self, first: usize, codes: &Codes, thresholds: Thresholds, found: &mut Vec<Candidate>) {
+    fn candidates(
+        &self,
+        first: usize,
+        codes: &Codes,
+        isa: Isa,
+        thresholds: Thresholds,
+        scratch: &mut Vec<i32>,
+        found: &mut Vec<Candidate>,
+    ) {
         let (mut max, mut min) = ([i32::MIN; GROUP], [i32::MAX; GROUP]);
-        extremes(&self.codes, codes, &mut max, &mut min);
+        reach(isa, &self.codes, codes, scratch, &mut max, &mut min);
+        // Without branches first: most groups hold no candidate.
+        let (mut high, mut low) = ([0.0f32; GROUP], [0.0f32; GROUP]);
+        let mut any = false;
         for lane in 0..GROUP {
-            let slack = (self.error[lane] + self.length[lane] * codes.error) * SLACK;
+            let length = self.length[lane];
+            let error = self.error[lane] * SLACK + length * codes.error + length * codes.rounding;
             let scale = self.scale[lane] * codes.scale;
-            let (high, low) = (max[lane] as f32 * scale, -(min[lane] as f32) * scale);
-            let candidate = Candidate {
-                place: (first + lane) as u32,
-                high: high + high.abs() * (SLACK - 1.0) + slack,
-                low: low + low.abs() * (SLACK - 1.0) + slack,
-            };
-            if candidate.reaches(thresholds) {
-                found.push(candidate);
-            }
+            high[lane] = max[lane] as f32 * scale + error;
+            low[lane] = error - min[lane] as f32 * scale;
+            any |= (high[lane] >= thresholds.high) | (low[lane] >= thresholds.low);
+        }
+        if any {
+            let all = (0..GROUP).map(|l| Candidate { place: (first + l) as u32, high: high[l], low: low[l] });
+            found.extend(all.filter(|c| c.reaches(thresholds)));
         }
     }
 }
 
-/// Covers the rounding of the exact evaluation in `f32` (`B` terms of half a unit in the last place each for `B` up to
-/// 256, relative to the lengths) and of the bound itself.
-const SLACK: f32 = 1.0 + 64.0 * f32::EPSILON;
+/// Lengthens the error of a row's codes by the rounding of a rotation's columns, whose lengths are 1 to 6 digits.
+const SLACK: f32 = 1.0 + 1e-4;
 
 impl Codes {
-    fn new(r: &[f32], block: usize) -> Self {
+    pub(super) fn new(r: &[f32], block: usize) -> Self {
         let largest = r.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let scale = largest / 127.0;
         let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
         let mut words = vec![0u32; block * block / 4];
-        let (mut sums, mut errors) = (vec![0i32; block], vec![0.0f64; block]);
+        let (mut sums, mut errors) = (vec![0i32; block], vec![0.0f32; block]);
         for (k, row) in r.chunks_exact(block).enumerate() {
             for (column, &v) in row.iter().enumerate() {
-                let code = (v * inverse).round_ties_even().clamp(-127.0, 127.0);
+                let code = round(v * inverse);
                 words[column * (block / 4) + k / 4] |= u32::from(code as i8 as u8) << (8 * (k % 4));
                 sums[column] += code as i32;
-                errors[column] += (f64::from(v) - f64::from(scale) * f64::from(code)).powi(2);
+                let error = v - scale * code;
+                errors[column] += error * error;
             }
         }
         Self {
             words: words.into_iter().map(|w| w as i32).collect(),
             start: sums.into_iter().map(|s| -SHIFT * s).collect(),
             scale,
-            error: above(errors.into_iter().fold(0.0, f64::max).sqrt()),
+            error: errors.into_iter().fold(0.0, f32::max).sqrt() * SLACK + f32::EPSILON,
+            // A dot product of B terms, twice over, and a few operations of the bound.
+            rounding: (block + 16) as f32 * f32::EPSILON,
         }
     }
+}
+
+/// The nearest integer, ties to even, of a number that is at most 127 in magnitude but for rounding.
+fn round(v: f32) -> f32 {
+    // Adding 1.5 * 2^23 leaves no bits for a fraction; a call to round would not be vectorised everywhere.
+    const SHIFTER: f32 = 12_582_912.0;
+    (v + SHIFTER - SHIFTER).clamp(-127.0, 127.0)
 }
 
 /// A bound as `f32`, rounded up.
 fn above(bound: f64) -> f32 {
     (bound * (1.0 + 1e-6)) as f32
-}
-
-/// Largest and smallest integer product of each row of a group with the columns of a rotation.
-fn extremes(rows: &[u8], codes: &Codes, max: &mut [i32; GROUP], min: &mut [i32; GROUP]) {
-    #[cfg(target_arch = "x86_64")]
-    if Isa::available().contains(&Isa::Avx512Vnni) {
-        // SAFETY: the instruction sets of the function were detected.
-        return unsafe { extremes_avx512(rows, codes, max, min) };
-    }
-    extremes_scalar(rows, codes, max, min);
-}
-
-fn extremes_scalar(rows: &[u8], codes: &Codes, max: &mut [i32; GROUP], min: &mut [i32; GROUP]) {
-    let quarter = codes.words.len() / codes.start.len().max(1);
-    for (words, &start) in codes.words.chunks_exact(quarter).zip(&codes.start) {
-        for lane in 0..GROUP {
-            let mut sum = start;
-            for (k, word) in words.iter().enumerate() {
-                let row = &rows[(k * GROUP + lane) * 4..][..4];
-                sum += row.iter().zip(word.to_le_bytes()).map(|(&q, c)| i32::from(q) * i32::from(c as i8)).sum::<i32>();
-            }
-            max[lane] = max[lane].max(sum);
-            min[lane] = min[lane].min(sum);
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn extremes_avx512(rows: &[u8], codes: &Codes, max: &mut [i32; GROUP], min: &mut [i32; GROUP]) {
-    use std::arch::x86_64::{
-        __m512i, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_max_epi32, _mm512_min_epi32, _mm512_set1_epi32,
-        _mm512_storeu_si512,
-    };
-    const VECTORS: usize = GROUP / 16;
-    let block = codes.start.len();
-    let quarter = block / 4;
-    assert!(rows.len() == block * GROUP && codes.words.len() == block * quarter && block.is_multiple_of(COLUMNS));
-    let mut high = [_mm512_set1_epi32(i32::MIN); VECTORS];
-    let mut low = [_mm512_set1_epi32(i32::MAX); VECTORS];
-    for column in (0..block).step_by(COLUMNS) {
-        let mut sums = [[_mm512_set1_epi32(0); VECTORS]; COLUMNS];
-        for c in 0..COLUMNS {
-            sums[c] = [_mm512_set1_epi32(codes.start[column + c]); VECTORS];
-        }
-        for k in 0..quarter {
-            let mut x = [_mm512_set1_epi32(0); VECTORS];
-            for v in 0..VECTORS {
-                // SAFETY: `rows` holds `block / 4` times `GROUP * 4` bytes (asserted); k < block / 4, v < GROUP / 16.
-                x[v] = unsafe { _mm512_loadu_si512(rows.as_ptr().add((k * GROUP + v * 16) * 4).cast::<__m512i>()) };
-            }
-            for c in 0..COLUMNS {
-                // SAFETY: `words` holds `block` columns of `quarter` words (asserted); column + c < block.
-                let word = _mm512_set1_epi32(unsafe { *codes.words.get_unchecked((column + c) * quarter + k) });
-                for v in 0..VECTORS {
-                    sums[c][v] = _mm512_dpbusd_epi32(sums[c][v], x[v], word);
-                }
-            }
-        }
-        for c in 0..COLUMNS {
-            for v in 0..VECTORS {
-                high[v] = _mm512_max_epi32(high[v], sums[c][v]);
-                low[v] = _mm512_min_epi32(low[v], sums[c][v]);
-            }
-        }
-    }
-    for v in 0..VECTORS {
-        // SAFETY: both arrays hold GROUP = 16 * VECTORS integers.
-        unsafe {
-            _mm512_storeu_si512(max.as_mut_ptr().add(v * 16).cast::<__m512i>(), high[v]);
-            _mm512_storeu_si512(min.as_mut_ptr().add(v * 16).cast::<__m512i>(), low[v]);
-        }
-    }
 }

@@ -66,9 +66,16 @@ pub fn search(x: &[f32], pool: &RotationPool, options: &SearchOptions) -> Result
     }
     check_finite("x", x, block)?;
 
+    // Inside the pool, so that the many short parallel sections of the steps start without waking it each time.
+    Ok(rayon::scope(|_| walk(x, pool, options, Screen::new(block))))
+}
+
+/// The search itself, on checked arguments.
+pub(super) fn walk(x: &[f32], pool: &RotationPool, options: &SearchOptions, screen: Option<Screen>) -> Search {
+    let block = pool.block();
     let official = options.kind == RotationKind::Official;
     let needed = if official { Needed::Both } else { Needed::Magnitude };
-    let mut rows = Rows::new(x, block, options.max_rows, Screen::new(block));
+    let mut rows = Rows::new(x, block, options.max_rows, screen);
     let mut r = identity(block);
     let mut product = r.clone();
     let mut single: Vec<f32> = r.iter().map(|&v| v as f32).collect();
@@ -99,5 +106,9 @@ pub fn search(x: &[f32], pool: &RotationPool, options: &SearchOptions) -> Result
         (best.before, best.after) = (0.0, 0.0);
     }
     best.computed = rows.computed;
-    Ok(best)
+    best
 }
+
+#[cfg(test)]
+#[path = "search_tests.rs"]
+mod tests;
