@@ -62,7 +62,11 @@ impl Layer {
             }
         }
         let Ok(groups) = <[GroupRunner; 4]>::try_from(runners) else {
-            return Err(Error::Shape { place: format!("layer {index}"), expected: "4 groups".into(), got: "fewer".into() });
+            return Err(Error::Shape {
+                place: format!("layer {index}"),
+                expected: "4 groups".into(),
+                got: "fewer".into(),
+            });
         };
         let (norm_epsilon, window) = (config.norm_epsilon, config.sliding_window);
         Ok(Self { index, norm_epsilon, window, attention_norm, mlp_norm, groups })
@@ -109,8 +113,8 @@ impl Layer {
         qkv.run(source, tokens, false, qkv_out, workspace).at(at(Group::Qkv))?;
 
         let position = cache.len();
-        rope_hadamard_quantize(qkv_out, tokens, position, rope, queries, cache).at(at(Group::Qkv))?;
-        attention(queries, cache, self.window, attended).at(at(Group::O))?;
+        rope_hadamard_quantize(qkv_out, rope, position, queries, cache).at(at(Group::Qkv))?;
+        attention(queries, cache, self.window, attended, &mut workspace.attention).at(at(Group::O))?;
 
         if let Some(observer) = observer.as_deref_mut() {
             observer.input(Group::O, attended, tokens);

@@ -37,6 +37,7 @@ pub struct Model {
     head: Option<Table>,
     final_norm: Vec<f32>,
     layers: Vec<Layer>,
+    isa: Isa,
 }
 
 impl Model {
@@ -58,9 +59,10 @@ impl Model {
         let layers = (0..config.layers)
             .map(|index| Layer::load(checkpoint.layer(index)?, &config, index, CHUNK, isa))
             .collect::<Result<_, _>>()?;
-        let kv = checkpoint
-            .quantization()
-            .map_or_else(KvQuantizer::default, |quantization| KvQuantizer { key: quantization.key, value: quantization.value });
+        let kv = checkpoint.quantization().map_or_else(KvQuantizer::default, |quantization| KvQuantizer {
+            key: quantization.key,
+            value: quantization.value,
+        });
         Ok(Self {
             kv,
             embedding: checkpoint.embedding()?,
@@ -68,6 +70,7 @@ impl Model {
             final_norm: checkpoint.final_norm()?,
             layers,
             config,
+            isa,
         })
     }
 
@@ -75,6 +78,12 @@ impl Model {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Rows of the output head: logits of one token.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.head.as_ref().unwrap_or(&self.embedding).rows
     }
 
     /// Bytes of the decoder layers' weights, as they lie in memory.
@@ -103,7 +112,7 @@ impl Model {
     /// # Errors
     /// [`Error::Kernel`] when the cache cannot be made.
     pub fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(&self.config, self.kv, &self.layers, capacity)
+        State::new(&self.config, self.kv, &self.layers, capacity, self.isa)
     }
 
     /// Runs `tokens` behind what `state` already holds and returns their hidden states after the final norm,
