@@ -1,5 +1,6 @@
 //! The command line does what its help says: results on standard output, exit status, whole folders or none.
 #![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail their test")]
 
 mod common;
 

@@ -47,7 +47,7 @@ pub(super) fn measure(
 }
 
 fn of(layer: usize, group: Group, mut x: Vec<f32>, tokens: usize) -> GroupOutliers {
-    let channels = if tokens == 0 { 0 } else { x.len() / tokens };
+    let channels = x.len().checked_div(tokens).unwrap_or(0);
     x.par_iter_mut().for_each(|x| *x = x.abs());
     let mut channel_max = vec![0.0_f32; channels];
     let mut token_max = Vec::with_capacity(tokens);

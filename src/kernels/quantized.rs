@@ -103,7 +103,7 @@ impl QuantizedMatrix {
     /// [`Error::Length`] or [`Error::Unsupported`] naming the field.
     pub fn validate(&self) -> Result<(), Error> {
         let settings = Affine::new(self.bits, 1.0)?;
-        let expected = self.n.checked_mul(self.row_bytes()).unwrap_or(usize::MAX);
+        let expected = self.n.saturating_mul(self.row_bytes());
         check_length("packed", expected, self.packed.len())?;
         check_length("scale", self.n, self.scale.len())?;
         check_length("zero_point", self.n, self.zero_point.len())?;

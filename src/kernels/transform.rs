@@ -39,7 +39,7 @@ impl Transform {
     /// Number of permutations `P`.
     #[must_use]
     pub fn permutation_count(&self) -> usize {
-        if self.channels == 0 { 0 } else { self.permutations.len() / self.channels }
+        self.permutations.len().checked_div(self.channels).unwrap_or(0)
     }
 
     /// Rotation `i`, row-major `[B, B]`.

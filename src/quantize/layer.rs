@@ -137,10 +137,10 @@ fn quantize_group(
     let mut transformed = x;
     transform::apply(&quantized.transform, &mut transformed, tokens)?;
     let maxima = (input_max, largest(&transformed));
-    if let (Rounding::Compensated, Some(weight)) = (context.options.rounding, context.weight) {
-        if compensate(&linears, &mut quantized, transformed, tokens, weight)? {
-            error = sample.error_of(&quantized)?;
-        }
+    if let (Rounding::Compensated, Some(weight)) = (context.options.rounding, context.weight)
+        && compensate(&linears, &mut quantized, transformed, tokens, weight)?
+    {
+        error = sample.error_of(&quantized)?;
     }
     let report = GroupReport::new(group, rotation, error, maxima, started.elapsed());
     Ok((quantized, report))

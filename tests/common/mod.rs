@@ -1,5 +1,6 @@
 //! What several tests need: a tiny LLaMA on disk, the real model where it is at hand, and this program run as a user would.
 #![allow(dead_code, reason = "each test file takes what it needs")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a helper of tests fails its test")]
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
