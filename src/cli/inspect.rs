@@ -25,6 +25,9 @@ pub(super) struct Args {
     /// Tokens of text to measure the outliers of a floating-point model on; 0 for none
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(0..=8192))]
     tokens: u32,
+    /// Text file to measure the outliers on [default: a bundled text]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -116,8 +119,10 @@ fn outliers(args: &Args, checkpoint: &Checkpoint, console: &Console) -> Result<V
     let length = args.tokens as usize;
     let samples = match source::tokenizer(checkpoint, &args.model) {
         Ok(tokenizer) => {
-            let tokens = text::tokenize(&tokenizer, text::EVALUATION, text::BUNDLED)?;
-            Samples::from_tokens(tokens, 1, length)?
+            let read = args.text.as_deref().map(text::read).transpose()?;
+            let name = args.text.as_deref().map_or_else(|| text::BUNDLED.into(), |path| path.display().to_string());
+            let tokens = text::tokenize(&tokenizer, read.as_deref().unwrap_or(text::EVALUATION), &name)?;
+            Samples::from_tokens(tokens, 1, length).with_context(|| name)?
         }
         Err(fault) => {
             console.note(format!("{}; measuring on random tokens", super::error::line(&fault)));
