@@ -1,0 +1,161 @@
+//! AVX-512 VNNI: one register holds 16 channels by 4 input channels, one `vpdpbusd` adds their products with four
+//! broadcast activation codes.
+
+use super::pack::PANEL;
+use super::task::Task;
+use std::arch::x86_64::{
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_si512, _mm512_xor_si512,
+};
+use std::ops::Range;
+
+/// `vpdpbusd` multiplies unsigned by signed bytes. Activations of up to 7 bits take the signed side, so that weights
+/// may have 8 bits and the broadcast folds into the instruction.
+const SIGNED_TOKENS: u8 = 0;
+/// 8-bit activations on the unsigned side, weights of up to 7 bits on the signed one.
+const SIGNED_WEIGHTS: u8 = 1;
+/// 8-bit activations and 8-bit weights: weights less 128, which the epilogue puts right.
+const SHIFTED_WEIGHTS: u8 = 2;
+
+/// Computes the tokens `tokens` of the panels `panels`.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ, VL and VNNI; no other thread writes these elements of the output.
+pub(super) unsafe fn run(task: &Task, tokens: Range<usize>, panels: Range<usize>) {
+    let nibbles = task.weights.nibbles();
+    // SAFETY: the caller's promises.
+    unsafe {
+        match (nibbles, task.activation_bits, task.weights.bits()) {
+            (true, ..=7, _) => sweep::<true, SIGNED_TOKENS>(task, tokens, panels),
+            (true, _, _) => sweep::<true, SIGNED_WEIGHTS>(task, tokens, panels),
+            (false, ..=7, _) => sweep::<false, SIGNED_TOKENS>(task, tokens, panels),
+            (false, _, ..=7) => sweep::<false, SIGNED_WEIGHTS>(task, tokens, panels),
+            (false, _, _) => sweep::<false, SHIFTED_WEIGHTS>(task, tokens, panels),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn sweep<const NIBBLES: bool, const SIDES: u8>(task: &Task, tokens: Range<usize>, panels: Range<usize>) {
+    let mut t = tokens.start;
+    while t < tokens.end {
+        let left = tokens.end - t;
+        let mut panel = panels.start;
+        // SAFETY (all below): tokens and panels stay inside the ranges that the caller owns.
+        let step = if left >= 8 {
+            8
+        } else if left >= 4 {
+            4
+        } else if left >= 2 {
+            2
+        } else {
+            1
+        };
+        if step == 1 {
+            while panel + 4 <= panels.end {
+                // SAFETY: as above.
+                unsafe { tile::<NIBBLES, SIDES, 1, 4>(task, t, panel) };
+                panel += 4;
+            }
+        }
+        while panel < panels.end {
+            let two = panel + 2 <= panels.end;
+            // SAFETY: as above.
+            unsafe {
+                match (step, two) {
+                    (8, true) => tile::<NIBBLES, SIDES, 8, 2>(task, t, panel),
+                    (8, false) => tile::<NIBBLES, SIDES, 8, 1>(task, t, panel),
+                    (4, true) => tile::<NIBBLES, SIDES, 4, 2>(task, t, panel),
+                    (4, false) => tile::<NIBBLES, SIDES, 4, 1>(task, t, panel),
+                    (2, true) => tile::<NIBBLES, SIDES, 2, 2>(task, t, panel),
+                    (2, false) => tile::<NIBBLES, SIDES, 2, 1>(task, t, panel),
+                    (_, true) => tile::<NIBBLES, SIDES, 1, 2>(task, t, panel),
+                    (_, false) => tile::<NIBBLES, SIDES, 1, 1>(task, t, panel),
+                }
+            }
+            panel += if two { 2 } else { 1 };
+        }
+        t += step;
+    }
+}
+
+/// `T` tokens by `P` panels, all sums in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn tile<const NIBBLES: bool, const SIDES: u8, const T: usize, const P: usize>(
+    task: &Task,
+    t: usize,
+    panel: usize,
+) {
+    let packed = task.weights.panel(panel, P);
+    let panel_bytes = packed.len() / P;
+    let quads = task.weights.blocks() * 16;
+    let codes = task.codes[t * task.stride..][..(T - 1) * task.stride + quads * 4].as_ptr();
+    let stride = task.stride;
+    // Even and odd quads have sums of their own, so that few tokens still keep both ports busy.
+    let mut even = [[_mm512_setzero_si512(); P]; T];
+    let mut odd = [[_mm512_setzero_si512(); P]; T];
+    for pair in 0..quads / 2 {
+        let mut w = [[_mm512_setzero_si512(); 2]; P];
+        for p in 0..P {
+            // SAFETY: pair < quads / 2, so the rows of 64 bytes lie inside panel p.
+            w[p] = unsafe { rows::<NIBBLES, SIDES>(packed.as_ptr().add(p * panel_bytes), pair) };
+        }
+        for i in 0..T {
+            // SAFETY: 8 codes from 8 * pair on lie in row t + i, whose `blocks * 64` codes were sliced above.
+            let [x0, x1] = unsafe {
+                let x = codes.add(i * stride + pair * 8).cast::<i32>();
+                [x.read_unaligned(), x.add(1).read_unaligned()]
+            };
+            let (x0, x1) = (_mm512_set1_epi32(x0), _mm512_set1_epi32(x1));
+            for p in 0..P {
+                even[i][p] = multiply_add::<SIDES>(even[i][p], x0, w[p][0]);
+                if T < 8 {
+                    odd[i][p] = multiply_add::<SIDES>(odd[i][p], x1, w[p][1]);
+                } else {
+                    even[i][p] = multiply_add::<SIDES>(even[i][p], x1, w[p][1]);
+                }
+            }
+        }
+    }
+    let offset = if SIDES == SHIFTED_WEIGHTS { 128 } else { 0 };
+    for i in 0..T {
+        for p in 0..P {
+            let mut acc = [0_i32; PANEL];
+            // SAFETY: `acc` is 64 bytes; the element range belongs to the caller.
+            unsafe {
+                _mm512_storeu_si512(acc.as_mut_ptr().cast(), _mm512_add_epi32(even[i][p], odd[i][p]));
+                task.finish(t + i, panel + p, &acc, offset);
+            }
+        }
+    }
+}
+
+/// Two rows of a panel, one code a byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn rows<const NIBBLES: bool, const SIDES: u8>(panel: *const u8, pair: usize) -> [__m512i; 2] {
+    if NIBBLES {
+        let mask = _mm512_set1_epi8(15);
+        // SAFETY: the caller promises that this pair of rows exists.
+        let both = unsafe { _mm512_loadu_si512(panel.add(pair * 64).cast()) };
+        [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask)]
+    } else {
+        // SAFETY: as above.
+        let both = unsafe {
+            let panel = panel.add(pair * 128).cast::<__m512i>();
+            [_mm512_loadu_si512(panel), _mm512_loadu_si512(panel.add(1))]
+        };
+        if SIDES == SHIFTED_WEIGHTS {
+            let sign = _mm512_set1_epi8(-128);
+            [_mm512_xor_si512(both[0], sign), _mm512_xor_si512(both[1], sign)]
+        } else {
+            both
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply_add<const SIDES: u8>(sum: __m512i, x: __m512i, w: __m512i) -> __m512i {
+    if SIDES == SIGNED_TOKENS { _mm512_dpbusd_epi32(sum, w, x) } else { _mm512_dpbusd_epi32(sum, x, w) }
+}
