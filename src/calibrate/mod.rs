@@ -33,7 +33,9 @@ pub enum SampleError {
         got: usize,
     },
     /// No sample, or samples of no token, or more tokens than memory could address.
-    #[error("{samples} samples of {length} tokens cannot calibrate; expected at least one of each and fewer than 2^31 tokens in all")]
+    #[error(
+        "{samples} samples of {length} tokens cannot calibrate; expected at least one of each and fewer than 2^31 tokens in all"
+    )]
     Empty {
         /// Samples that were asked for.
         samples: usize,

@@ -55,7 +55,11 @@ pub fn generate(
         let token = choose(&mut logits, options.temperature, &mut rng);
         generated.tokens.push(token);
         let elapsed = start.elapsed();
-        if step == 0 { generated.prefill = elapsed } else { generated.decode += elapsed }
+        if step == 0 {
+            generated.prefill = elapsed
+        } else {
+            generated.decode += elapsed
+        }
         let ended = !options.ignore_end && model.config.eos.contains(&token);
         if !on_token(token) || ended {
             break;

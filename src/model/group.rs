@@ -144,9 +144,7 @@ impl GroupRunner {
 
 fn stacked_bias(linears: &[LinearWeights]) -> Option<Vec<f32>> {
     linears.iter().any(|linear| linear.bias.is_some()).then(|| {
-        let part = |linear: &LinearWeights| {
-            linear.bias.clone().unwrap_or_else(|| vec![0.0; linear.weight.n()])
-        };
+        let part = |linear: &LinearWeights| linear.bias.clone().unwrap_or_else(|| vec![0.0; linear.weight.n()]);
         linears.iter().flat_map(part).collect()
     })
 }

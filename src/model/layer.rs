@@ -62,7 +62,11 @@ impl Layer {
             }
         }
         let Ok(groups) = <[GroupRunner; 4]>::try_from(runners) else {
-            return Err(Error::Shape { place: format!("layer {index}"), expected: "4 groups".into(), got: "fewer".into() });
+            return Err(Error::Shape {
+                place: format!("layer {index}"),
+                expected: "4 groups".into(),
+                got: "fewer".into(),
+            });
         };
         let (norm_epsilon, window) = (config.norm_epsilon, config.sliding_window);
         Ok(Self { index, norm_epsilon, window, attention_norm, mlp_norm, groups })

@@ -58,9 +58,10 @@ impl Model {
         let layers = (0..config.layers)
             .map(|index| Layer::load(checkpoint.layer(index)?, &config, index, CHUNK, isa))
             .collect::<Result<_, _>>()?;
-        let kv = checkpoint
-            .quantization()
-            .map_or_else(KvQuantizer::default, |quantization| KvQuantizer { key: quantization.key, value: quantization.value });
+        let kv = checkpoint.quantization().map_or_else(KvQuantizer::default, |quantization| KvQuantizer {
+            key: quantization.key,
+            value: quantization.value,
+        });
         Ok(Self {
             kv,
             embedding: checkpoint.embedding()?,

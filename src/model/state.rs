@@ -1,9 +1,9 @@
 //! What a running sequence owns: its KV cache and the buffers of a forward pass.
 
+use super::KvQuantizer;
 use super::error::{At, Error};
 use super::layer::{Layer, Observer};
 use super::scratch::{Buffers, Workspace};
-use super::KvQuantizer;
 use crate::checkpoint::Config;
 use crate::kernels::cpu::{KvCache, KvCacheDesc, QueryHeads, RopeTable, rms_norm};
 

@@ -73,7 +73,9 @@ fn smooth(
         x.par_chunks_exact_mut(scale.len()).for_each(|token| token.iter_mut().zip(scale).for_each(|(x, s)| *x /= s));
         for linear in &mut group.linears {
             let Weight::Float { values, .. } = &mut linear.weight else { return Err(Error::AlreadyQuantized) };
-            values.par_chunks_exact_mut(scale.len()).for_each(|row| row.iter_mut().zip(scale).for_each(|(w, s)| *w *= s));
+            values
+                .par_chunks_exact_mut(scale.len())
+                .for_each(|row| row.iter_mut().zip(scale).for_each(|(w, s)| *w *= s));
         }
     }
     let [qkv, o, gate_up, down] = &scales[..] else { return Err(Error::Internal("a layer has four groups")) };

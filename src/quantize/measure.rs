@@ -22,7 +22,8 @@ impl Sample {
         let stride = tokens.div_ceil(TOKENS).max(1);
         let x: Vec<f32> = x.chunks_exact(k).step_by(stride).flatten().copied().collect();
         let tokens = x.len() / k;
-        let outputs = group.linears.iter().map(|linear| output(&x, tokens, &linear.weight)).collect::<Result<_, _>>()?;
+        let outputs =
+            group.linears.iter().map(|linear| output(&x, tokens, &linear.weight)).collect::<Result<_, _>>()?;
         Ok(Self { tokens, x, outputs })
     }
 
