@@ -7,5 +7,6 @@ pip=target/peers-venv/bin/pip
 # llama.cpp for this machine's instruction sets; its tools and servers are not needed.
 export CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF \
 -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF"
-nice -n 19 "$pip" install --no-binary llama-cpp-python -r benches/peers/requirements.txt
+export CXXFLAGS="-include $PWD/benches/peers/ldtilecfg.h"
+nice -n 19 "$pip" install --no-cache-dir --no-binary llama-cpp-python -r benches/peers/requirements.txt
 target/peers-venv/bin/python -c 'import torch, transformers, llama_cpp; print("torch", torch.__version__)'
