@@ -1,5 +1,7 @@
 //! What a LLaMA-family `config.json` (or GGUF metadata) says.
 
+use super::Projection;
+
 /// Hyperparameters of a LLaMA-family decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -38,7 +40,7 @@ pub struct Config {
 }
 
 /// How rotary frequencies are stretched beyond the trained context.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
@@ -58,4 +60,24 @@ pub enum RopeScaling {
         /// Context of the pre-training.
         original_positions: usize,
     },
+    /// Each frequency divided by its own factor, as GGUF files spell out LLaMA 3's scaling (`rope_freqs.weight`).
+    Factors {
+        /// `head_dim / 2` divisors, that of the highest frequency first.
+        factors: Vec<f64>,
+    },
+}
+
+impl Config {
+    /// Output and input channels `(N, K)` of a linear.
+    #[must_use]
+    pub fn linear_shape(&self, projection: Projection) -> (usize, usize) {
+        let (attention, cache) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match projection {
+            Projection::Q => (attention, self.hidden),
+            Projection::K | Projection::V => (cache, self.hidden),
+            Projection::O => (self.hidden, attention),
+            Projection::Gate | Projection::Up => (self.intermediate, self.hidden),
+            Projection::Down => (self.hidden, self.intermediate),
+        }
+    }
 }

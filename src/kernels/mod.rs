@@ -18,5 +18,7 @@ pub mod cpu;
 
 pub use affine::{Affine, RowParams};
 pub use error::Error;
+#[cfg(feature = "runner")]
+pub(crate) use error::check_length;
 pub use quantized::QuantizedMatrix;
 pub use transform::Transform;

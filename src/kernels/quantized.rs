@@ -1,5 +1,5 @@
 use super::error::check_length;
-use super::{Affine, Error};
+use super::{Affine, Error, RowParams};
 use rayon::prelude::*;
 
 /// A quantized weight `[N, K]` in its canonical layout: the one that goes to disk and that every backend packs from.
@@ -58,6 +58,24 @@ impl QuantizedMatrix {
                 got: other.bits.to_string(),
             });
         }
+        Self::from_rows(n, k, bits, |row, codes| {
+            let settings = settings.get(row).unwrap_or(first);
+            settings
+                .quantize_row(&weight[row * k..(row + 1) * k], codes)
+                .map_err(|_| Error::NotFinite { operand: "weight", row })
+        })
+    }
+
+    /// Packs `n` rows of `k` codes of `bits` bits, which `fill` writes one code a byte, in any order of rows.
+    ///
+    /// # Errors
+    /// Whatever `fill` says.
+    pub fn from_rows(
+        n: usize,
+        k: usize,
+        bits: u32,
+        fill: impl Fn(usize, &mut [u8]) -> Result<RowParams, Error> + Sync,
+    ) -> Result<Self, Error> {
         let row_bytes = Self::row_bytes_of(k, bits);
         let mut packed = vec![0_u8; n * row_bytes];
         let mut scale = vec![0.0; n];
@@ -69,10 +87,7 @@ impl QuantizedMatrix {
             .try_for_each_init(
                 || vec![0_u8; k],
                 |codes, (row, (packed, (scale, zero_point)))| {
-                    let settings = settings.get(row).unwrap_or(first);
-                    let params = settings
-                        .quantize_row(&weight[row * k..(row + 1) * k], codes)
-                        .map_err(|_| Error::NotFinite { operand: "weight", row })?;
+                    let params = fill(row, codes)?;
                     pack_row(codes, bits, packed);
                     *scale = params.scale;
                     *zero_point = params.zero_point;

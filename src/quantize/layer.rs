@@ -1,6 +1,7 @@
 //! One layer: smoothing folded in, a transform for each group, weights quantized.
 
-use super::options::{Method, Mode, Options};
+use super::options::{Method, Mode, Options, Rounding};
+use super::rounding::Compensation;
 use super::{Error, GroupReport};
 use crate::calibrate::LayerActivations;
 use crate::checkpoint::{Group, LayerWeights, LinearGroup, LinearWeights, Weight};
@@ -129,8 +130,18 @@ fn quantize_group(
             best = Some((error, rotation, candidate));
         }
     }
-    let Some((error, rotation, quantized)) = best else { return Err(Error::Internal("a method has a rotation")) };
-    let maxima = (largest(&x), largest_transformed(x, tokens, &quantized.transform)?);
+    let Some((mut error, rotation, mut quantized)) = best else {
+        return Err(Error::Internal("a method has a rotation"));
+    };
+    let input_max = largest(&x);
+    let mut transformed = x;
+    transform::apply(&quantized.transform, &mut transformed, tokens)?;
+    let maxima = (input_max, largest(&transformed));
+    if let (Rounding::Compensated, Some(weight)) = (context.options.rounding, context.weight) {
+        if compensate(&linears, &mut quantized, transformed, tokens, weight)? {
+            error = sample.error_of(&quantized)?;
+        }
+    }
     let report = GroupReport::new(group, rotation, error, maxima, started.elapsed());
     Ok((quantized, report))
 }
@@ -139,9 +150,42 @@ fn largest(x: &[f32]) -> f32 {
     x.par_iter().map(|x| x.abs()).reduce(|| 0.0, f32::max)
 }
 
-fn largest_transformed(mut x: Vec<f32>, tokens: usize, transform: &Transform) -> Result<f32, Error> {
-    transform::apply(transform, &mut x, tokens)?;
-    Ok(largest(&x))
+/// Rounds the weights of `quantized` again, with error compensation on its transformed input. Leaves them as they are, and
+/// says so, when the input cannot tell anything.
+fn compensate(
+    group: &LinearGroup,
+    quantized: &mut LinearGroup,
+    transformed: Vec<f32>,
+    tokens: usize,
+    settings: Affine,
+) -> Result<bool, Error> {
+    let k = group.transform.channels;
+    let mut seen = transformed.clone();
+    if let Some(activation) = quantized.activation {
+        dequantize_tokens(&mut seen, k, activation)?;
+    }
+    let Some(compensation) = Compensation::new(&transformed, &seen, tokens, k) else { return Ok(false) };
+    drop((transformed, seen));
+    for (original, linear) in group.linears.iter().zip(&mut quantized.linears) {
+        let Weight::Float { n, k, values } = &original.weight else { return Err(Error::AlreadyQuantized) };
+        let mut values = values.clone();
+        transform::transform_weight(&quantized.transform, &mut values, *n, *k)?;
+        linear.weight = Weight::Quantized(compensation.quantize(&values, *n, settings)?);
+    }
+    Ok(true)
+}
+
+/// Sends each token through the quantizer and back.
+fn dequantize_tokens(x: &mut [f32], k: usize, settings: Affine) -> Result<(), Error> {
+    x.par_chunks_exact_mut(k).try_for_each_init(
+        || vec![0_u8; k],
+        |codes, token| {
+            let params = settings.quantize_row(token, codes)?;
+            let zero_point = f32::from(params.zero_point);
+            token.iter_mut().zip(codes.iter()).for_each(|(x, &q)| *x = params.scale * (f32::from(q) - zero_point));
+            Ok(())
+        },
+    )
 }
 
 /// The rotations to choose from.

@@ -8,9 +8,10 @@ mod layer;
 mod measure;
 mod options;
 mod report;
+mod rounding;
 
 pub use error::Error;
-pub use options::{Method, Mode, Options, Propagation};
+pub use options::{Method, Mode, Options, Propagation, Rounding};
 pub use report::{GroupReport, Report};
 
 use crate::calibrate::{Calibrator, LayerActivations, Samples};

@@ -62,6 +62,15 @@ pub enum Propagation {
     Float,
 }
 
+/// How a weight becomes a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest code, as in the paper.
+    Nearest,
+    /// With the error carried on to the columns not yet rounded, measured on the samples (GPTQ).
+    Compensated,
+}
+
 /// Everything that decides what `quantize` writes. With the same options, samples and checkpoint, the result is the same
 /// bit for bit on any number of threads.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,6 +103,8 @@ pub struct Options {
     pub activation_clip: f32,
     /// Clip ratio of weights.
     pub weight_clip: f32,
+    /// How a weight becomes a code.
+    pub rounding: Rounding,
     /// Which activations calibrate a layer.
     pub propagation: Propagation,
     /// Seed of every random draw.
@@ -125,6 +136,7 @@ impl Options {
             },
             activation_clip: if duquant { 0.9 } else { 1.0 },
             weight_clip: if duquant { 0.8 } else { 1.0 },
+            rounding: Rounding::Nearest,
             propagation: Propagation::Float,
             seed: 2,
         }
@@ -133,7 +145,7 @@ impl Options {
     /// Whether anything is measured on samples.
     #[must_use]
     pub fn needs_samples(&self) -> bool {
-        matches!(self.method, Method::DuQuant | Method::SmoothQuant)
+        matches!(self.method, Method::DuQuant | Method::SmoothQuant) || self.rounding == Rounding::Compensated
     }
 
     /// Quantizer of activations, `None` for floating point.
