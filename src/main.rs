@@ -1,2 +1,5 @@
 //! The command line `duquant`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    duquant::cli::run(std::env::args_os())
+}

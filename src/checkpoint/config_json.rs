@@ -266,6 +266,7 @@ impl Config {
                 "high_freq_factor": high_frequency_factor,
                 "original_max_position_embeddings": original_positions,
             }),
+            // Not a kind that transformers knows: it refuses such a model rather than running it wrongly.
             RopeScaling::Factors { factors } => json!({ "rope_type": "factors", "factors": factors }),
         };
         json!({

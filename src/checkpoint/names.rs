@@ -57,7 +57,6 @@ pub(crate) fn linear(layer: usize, projection: Projection) -> String {
 }
 
 /// `model.layers.{i}.qkv` and its like: where a DuQuant folder keeps a group's transform.
-#[cfg(any())]
 pub(crate) fn group(layer: usize, group: Group) -> String {
     format!("model.layers.{layer}.{}", group.name())
 }

@@ -1,6 +1,8 @@
+use super::duquant::DuQuantModel;
 use super::gguf::{GgufModel, tokenizer_json};
 use super::mapped::read_small;
 use super::names::Parameter;
+use super::quantization::{Manifest, Quantization};
 use super::shards::Shards;
 use super::{Config, Error, Group, LayerWeights, LinearGroup, LinearWeights, Projection, Table, Tokenizer, Weight};
 use crate::kernels::Transform;
@@ -49,6 +51,7 @@ pub struct Checkpoint {
 enum Source {
     HuggingFace(Shards),
     Gguf(Box<GgufModel>),
+    DuQuant(Box<DuQuantModel>),
 }
 
 impl Checkpoint {
@@ -81,6 +84,11 @@ impl Checkpoint {
         let config_json: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::malformed(&config_path, format!("expected a JSON object: {e}")))?;
         let config = super::config_json::from_value(&config_path, &config_json)?;
+        if Manifest::is_in(&config_json) {
+            let manifest = Manifest::read(&config_path, &config_json)?;
+            let model = DuQuantModel::open(path, manifest, &config)?;
+            return Ok(Self { path: path.into(), config, config_json, source: Source::DuQuant(Box::new(model)) });
+        }
         if let Some(quantization) = config_json.get("quantization_config").filter(|value| !value.is_null()) {
             let method = quantization.get("quant_method").map_or_else(|| "unnamed".into(), Value::to_string);
             return Err(Error::config(&config_path, "quantization_config", "none, or method \"duquant\"", method));
@@ -95,6 +103,29 @@ impl Checkpoint {
         match &self.source {
             Source::HuggingFace(_) => Format::HuggingFace,
             Source::Gguf(_) => Format::Gguf,
+            Source::DuQuant(_) => Format::DuQuant,
+        }
+    }
+
+    /// How the model was quantized; `None` for floating-point checkpoints.
+    #[must_use]
+    pub fn quantization(&self) -> Option<&Quantization> {
+        match &self.source {
+            Source::DuQuant(model) => Some(&model.manifest.settings),
+            _ => None,
+        }
+    }
+
+    /// Compares every file of a DuQuant folder with the SHA-256 recorded when it was written (`config.json`, which holds
+    /// the hashes, apart). [`Checkpoint::open`] compares sizes only, because hashing reads every byte of the model. Other
+    /// formats record no hashes and pass.
+    ///
+    /// # Errors
+    /// [`Error::Hash`] naming the first file that differs, [`Error::Io`].
+    pub fn verify(&self) -> Result<(), Error> {
+        match &self.source {
+            Source::DuQuant(model) => model.verify(),
+            _ => Ok(()),
         }
     }
 
@@ -126,7 +157,7 @@ impl Checkpoint {
                 let json = tokenizer_json(&model.gguf)?;
                 Tokenizer::from_json(&self.path, json.to_string().as_bytes())
             }
-            Source::HuggingFace(_) => {
+            Source::HuggingFace(_) | Source::DuQuant(_) => {
                 let path = self.path.join("tokenizer.json");
                 Tokenizer::from_json(&path, &read_small(&path, TOKENIZER_LIMIT)?)
             }
@@ -144,7 +175,10 @@ impl Checkpoint {
         }
         let mut groups = Vec::with_capacity(4);
         for group in Group::ALL {
-            groups.push(self.float_group(index, group)?);
+            groups.push(match &self.source {
+                Source::DuQuant(model) => model.group(index, group, &self.config)?,
+                _ => self.float_group(index, group)?,
+            });
         }
         let groups = groups.try_into().map_err(|_| Error::malformed(&self.path, "a layer has four groups"))?;
         Ok(LayerWeights {
@@ -194,8 +228,8 @@ impl Checkpoint {
 
     /// Every tensor in the checkpoint's files, by name.
     pub fn tensors(&self) -> impl Iterator<Item = TensorInfo> {
-        let tensors: Vec<TensorInfo> = match &self.source {
-            Source::HuggingFace(shards) => shards
+        let tensors: Vec<TensorInfo> = match self.files() {
+            Ok(shards) => shards
                 .iter()
                 .map(|(name, entry)| TensorInfo {
                     name: name.into(),
@@ -204,7 +238,7 @@ impl Checkpoint {
                     bytes: entry.range.len(),
                 })
                 .collect(),
-            Source::Gguf(model) => {
+            Err(model) => {
                 let tensors = model.gguf.tensors.iter();
                 tensors
                     .map(|(name, tensor)| TensorInfo {
@@ -219,33 +253,40 @@ impl Checkpoint {
         tensors.into_iter()
     }
 
-    fn floats(&self, parameter: Parameter, shape: &[usize]) -> Result<Vec<f32>, Error> {
+    /// The safetensors behind the checkpoint, or the GGUF file.
+    fn files(&self) -> Result<&Shards, &GgufModel> {
         match &self.source {
-            Source::HuggingFace(shards) => shards.floats(&parameter.hugging_face(), shape),
-            Source::Gguf(model) => model.floats(parameter, shape),
+            Source::HuggingFace(shards) => Ok(shards),
+            Source::DuQuant(model) => Ok(&model.shards),
+            Source::Gguf(model) => Err(model),
+        }
+    }
+
+    fn floats(&self, parameter: Parameter, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        match self.files() {
+            Ok(shards) => shards.floats(&parameter.hugging_face(), shape),
+            Err(model) => model.floats(parameter, shape),
         }
     }
 
     fn table(&self, parameter: Parameter) -> Result<Table, Error> {
-        match &self.source {
-            Source::HuggingFace(shards) => {
-                shards.table(&parameter.hugging_face(), self.config.vocabulary, self.config.hidden)
-            }
-            Source::Gguf(model) => model.table(parameter),
+        match self.files() {
+            Ok(shards) => shards.table(&parameter.hugging_face(), self.config.vocabulary, self.config.hidden),
+            Err(model) => model.table(parameter),
         }
     }
 
     fn contains(&self, parameter: Parameter) -> bool {
-        match &self.source {
-            Source::HuggingFace(shards) => shards.contains(&parameter.hugging_face()),
-            Source::Gguf(model) => model.contains(parameter),
+        match self.files() {
+            Ok(shards) => shards.contains(&parameter.hugging_face()),
+            Err(model) => model.contains(parameter),
         }
     }
 
     fn expect(&self, parameter: Parameter, shape: &[usize]) -> Result<(), Error> {
-        match &self.source {
-            Source::HuggingFace(shards) => shards.expect(&parameter.hugging_face(), shape).map(|_| ()),
-            Source::Gguf(model) => model.expect(parameter, shape),
+        match self.files() {
+            Ok(shards) => shards.expect(&parameter.hugging_face(), shape).map(|_| ()),
+            Err(model) => model.expect(parameter, shape),
         }
     }
 
@@ -261,6 +302,12 @@ impl Checkpoint {
         for layer in 0..config.layers {
             self.expect(Parameter::AttentionNorm(layer), &[config.hidden])?;
             self.expect(Parameter::MlpNorm(layer), &[config.hidden])?;
+            if let Source::DuQuant(model) = &self.source {
+                for group in Group::ALL {
+                    model.check_group(layer, group, config)?;
+                }
+                continue;
+            }
             for projection in Group::ALL.into_iter().flat_map(Group::projections) {
                 let (n, k) = config.linear_shape(*projection);
                 self.expect(Parameter::Weight(layer, *projection), &[n, k])?;

@@ -78,6 +78,12 @@ impl Model {
         &self.config
     }
 
+    /// Rows of the output head: logits of one token.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.head.as_ref().unwrap_or(&self.embedding).rows
+    }
+
     /// Bytes of the decoder layers' weights, as they lie in memory.
     #[must_use]
     pub fn layer_bytes(&self) -> usize {

@@ -66,6 +66,11 @@ impl State {
         self.caches.iter_mut().for_each(KvCache::clear);
     }
 
+    /// Forgets every token but the first `tokens`, so that other text can follow them.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.caches.iter_mut().for_each(|cache| cache.truncate(tokens));
+    }
+
     /// Bytes of the KV cache.
     #[must_use]
     pub fn cache_bytes(&self) -> usize {

@@ -1,0 +1,120 @@
+//! Checkpoints as the command line sees them: opened, described, loaded, written.
+
+use super::error::Usage;
+use crate::checkpoint::{Checkpoint, Format, Tokenizer};
+use crate::kernels::Affine;
+use crate::kernels::cpu::Isa;
+use crate::model::Model;
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// Opens a checkpoint of any format.
+pub(super) fn open(path: &Path) -> Result<Checkpoint> {
+    Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// The checkpoint's tokenizer.
+pub(super) fn tokenizer(checkpoint: &Checkpoint, path: &Path) -> Result<Tokenizer> {
+    checkpoint.tokenizer().with_context(|| format!("cannot read the tokenizer of {}", path.display()))
+}
+
+/// What every measurement says about the model it measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Facts {
+    pub(super) model: String,
+    pub(super) format: &'static str,
+    pub(super) method: Option<String>,
+    pub(super) weight_bits: u32,
+    pub(super) activation_bits: u32,
+    pub(super) kv_bits: u32,
+    pub(super) file_bytes: u64,
+    pub(super) layer_bytes: u64,
+    pub(super) table_bytes: u64,
+    pub(super) instruction_set: &'static str,
+    pub(super) kernels: Vec<&'static str>,
+    pub(super) threads: usize,
+}
+
+impl Facts {
+    /// The model on half a line.
+    pub(super) fn summary(&self) -> String {
+        let precision = if self.method.is_none() {
+            "floating point".to_owned()
+        } else {
+            format!("W{}A{}KV{}", self.weight_bits, self.activation_bits, self.kv_bits)
+        };
+        let method = self.method.as_deref().map_or_else(String::new, |method| format!(" by {method}"));
+        format!("{precision}{method}, {} on {} threads", self.instruction_set, self.threads)
+    }
+}
+
+/// The checkpoint's format in a word.
+pub(super) fn format_name(checkpoint: &Checkpoint) -> &'static str {
+    match checkpoint.format() {
+        Format::HuggingFace => "huggingface",
+        Format::Gguf => "gguf",
+        Format::DuQuant => "duquant",
+    }
+}
+
+/// A model in memory.
+pub(super) struct Loaded {
+    pub(super) model: Model,
+    pub(super) facts: Facts,
+    pub(super) load_seconds: f64,
+}
+
+/// Loads a model to run it.
+pub(super) fn load(checkpoint: &Checkpoint, path: &Path) -> Result<Loaded> {
+    let clock = Instant::now();
+    let model = Model::load(checkpoint).with_context(|| format!("cannot load {}", path.display()))?;
+    let load_seconds = clock.elapsed().as_secs_f64();
+    let bits = |settings: Option<Affine>| settings.map_or(16, |settings| settings.bits);
+    let quantization = checkpoint.quantization();
+    let facts = Facts {
+        model: path.display().to_string(),
+        format: format_name(checkpoint),
+        method: quantization.map(|quantization| quantization.method.clone()),
+        weight_bits: bits(quantization.and_then(|quantization| quantization.weight)),
+        activation_bits: bits(quantization.and_then(|quantization| quantization.activation)),
+        kv_bits: bits(quantization.and_then(|quantization| quantization.key)),
+        file_bytes: size_on_disk(path)?,
+        layer_bytes: model.layer_bytes() as u64,
+        table_bytes: model.table_bytes() as u64,
+        instruction_set: Isa::best().name(),
+        kernels: model.kernels(512),
+        threads: rayon::current_num_threads(),
+    };
+    Ok(Loaded { model, facts, load_seconds })
+}
+
+/// Bytes of a file, or of the files of a folder.
+pub(super) fn size_on_disk(path: &Path) -> Result<u64> {
+    let read = || -> std::io::Result<u64> {
+        let metadata = std::fs::metadata(path)?;
+        if !metadata.is_dir() {
+            return Ok(metadata.len());
+        }
+        let mut sum = 0;
+        for entry in std::fs::read_dir(path)? {
+            let metadata = entry?.metadata()?;
+            sum += if metadata.is_file() { metadata.len() } else { 0 };
+        }
+        Ok(sum)
+    };
+    read().with_context(|| format!("cannot measure {}", path.display()))
+}
+
+/// Refuses an output folder that is there already, or cannot be.
+pub(super) fn check_out(out: &Path, overwrite: bool) -> Result<()> {
+    if out.as_os_str().is_empty() || out.file_name().is_none() {
+        return Err(Usage(format!("--out {}: expected the name of a new folder", out.display())).into());
+    }
+    match std::fs::symlink_metadata(out) {
+        Ok(metadata) if !metadata.is_dir() => bail!("{} exists and is no folder", out.display()),
+        Ok(_) if !overwrite => bail!("{} exists; choose another folder or give --overwrite", out.display()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,284 @@
+//! The prologue of a W4A4 linear: (RMSNorm or SwiGLU), smoothing, rotations and permutations, per-token quantization.
+
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+use super::lanes::{LANES, Level};
+use super::tiles::{self, Aligned, SharedMut};
+use super::{Isa, QuantizedTokens};
+use crate::kernels::error::check_length;
+use crate::kernels::{Affine, Error, Transform};
+use tile::{Sink, Tile};
+
+/// Where the tokens `[T, K]` come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// They are there: `[T, K]`.
+    Tokens(&'a [f32]),
+    /// The RMSNorm of each row of `x`: `x / sqrt(mean(x^2) + epsilon) * weight`.
+    RmsNorm {
+        /// `[T, K]`.
+        x: &'a [f32],
+        /// `[K]`.
+        weight: &'a [f32],
+        /// Added to the mean square.
+        epsilon: f32,
+    },
+    /// `silu(gate) * up`.
+    SiluMul {
+        /// `[T, 2K]`, gate in the first `K` columns of each row.
+        gate_up: &'a [f32],
+    },
+}
+
+impl Source<'_> {
+    fn check(&self, tokens: usize, k: usize) -> Result<(), Error> {
+        match self {
+            Source::Tokens(x) => check_length("tokens", tokens * k, x.len()),
+            Source::RmsNorm { x, weight, .. } => {
+                check_length("x", tokens * k, x.len())?;
+                check_length("weight", k, weight.len())
+            }
+            Source::SiluMul { gate_up } => check_length("gate_up", 2 * tokens * k, gate_up.len()),
+        }
+    }
+}
+
+/// `x -> x S^-1 R_0 P_0 R_1 ..` (eq. 5), then the per-token quantizer (eq. 1), planned for one linear's input.
+///
+/// A few tokens at a time stay in the workspace from the first step to their codes. Each output of a rotation is one
+/// chain of fused multiply-adds in the order of the input channels (a Hadamard: butterflies of strides 1, 2, 4, .. and one
+/// multiplication), on every instruction set, so that the codes of a token depend on the token alone: not on the tokens
+/// beside it, the threads or the instruction set. On a machine without fused multiply-add the portable kernel calls the
+/// library's and is slow.
+///
+/// A token whose transformed values hold NaN or infinity, or span more than `f32` can, gets scale NaN, zero point 0, codes
+/// 0 and row sum 0: everything computed from it is NaN, and nothing else is touched.
+#[derive(Debug, Clone)]
+pub struct TransformQuantize {
+    channels: usize,
+    block: usize,
+    rotations: usize,
+    /// Rotations as strips of 16 columns, `[rotation][strip][B][16]`; empty for a Hadamard.
+    strips: Aligned<f32>,
+    permutations: Vec<u32>,
+    inverse_smooth: Option<Vec<f32>>,
+    affine: Option<Affine>,
+    m_max: usize,
+    tile: usize,
+    level: Level,
+}
+
+/// Multiply-adds below which everything stays on the calling thread.
+const INLINE_WORK: usize = 1 << 20;
+
+impl TransformQuantize {
+    /// Plans `transform` for up to `m_max` tokens; `affine` is `None` where the activations stay in floating point.
+    ///
+    /// # Errors
+    /// Those of [`Transform::validate`], and [`Error::Unsupported`] for no channels, for settings outside
+    /// [`Affine::new`]'s, and for an instruction set that this machine lacks.
+    pub fn plan(transform: &Transform, affine: Option<Affine>, m_max: usize, isa: Isa) -> Result<Self, Error> {
+        transform.validate()?;
+        let level = Level::new(isa)?;
+        if let Some(affine) = affine {
+            Affine::new(affine.bits, affine.clip)?;
+        }
+        let (channels, block) = (transform.channels, transform.block);
+        if channels == 0 || channels > i32::MAX as usize / 2 {
+            let expected = "1 to 2^30".into();
+            return Err(Error::Unsupported { what: "channels", expected, got: channels.to_string() });
+        }
+        let rotations = transform.rotation_count();
+        let mut strips = Aligned::new(if transform.hadamard { 0 } else { rotations * packed_len(block) });
+        if !transform.hadamard {
+            for i in 0..rotations {
+                let packed = &mut strips.as_mut_slice()[i * packed_len(block)..(i + 1) * packed_len(block)];
+                for (k, row) in transform.rotation(i).chunks_exact(block).enumerate() {
+                    for (strip, values) in row.chunks(LANES).enumerate() {
+                        let at = (strip * block + k) * LANES;
+                        packed[at..at + values.len()].copy_from_slice(values);
+                    }
+                }
+            }
+        }
+        Ok(Self {
+            channels,
+            block,
+            rotations,
+            strips,
+            permutations: transform.permutations.clone(),
+            inverse_smooth: transform.inverse_smooth.clone(),
+            affine,
+            m_max,
+            // Two buffers of a tile stay well inside a second-level cache.
+            tile: ((1 << 15) / channels).clamp(1, 16),
+            level,
+        })
+    }
+
+    /// Input channels `K`.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The activation quantizer; `None` where activations stay in floating point.
+    #[must_use]
+    pub fn affine(&self) -> Option<Affine> {
+        self.affine
+    }
+
+    /// What this plan runs, for logs: the instruction set and how it rotates.
+    #[must_use]
+    pub fn kernel(&self) -> String {
+        let rotation = match (self.rotations, self.strips.as_slice().is_empty()) {
+            (0, _) => "no rotation".into(),
+            (_, true) => format!("hadamard {}", self.block),
+            _ => format!("dense {}", self.block),
+        };
+        let isa = match self.level.isa() {
+            Isa::Amx | Isa::Avx512Vnni => Isa::Avx512Vnni.name(),
+            Isa::Avx2 => Isa::Avx2.name(),
+            Isa::Neon | Isa::Portable => Isa::Portable.name(),
+        };
+        format!("transform_quantize {isa} {rotation}")
+    }
+
+    /// Length in `f32` of the workspace that lets every thread of the current pool work at `m_max` tokens. A shorter one
+    /// costs threads, down to an error below that of one thread.
+    #[must_use]
+    pub fn workspace_len(&self) -> usize {
+        tiles::workspace_len(self.tile_len(), self.m_max.div_ceil(self.tile))
+    }
+
+    fn tile_len(&self) -> usize {
+        2 * self.tile * self.channels.next_multiple_of(LANES)
+    }
+
+    /// Transforms and quantizes the first `tokens` tokens of `source` into `out`, whose count it sets.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for operands that disagree with the plan, [`Error::Unsupported`] for more tokens than the plan
+    /// or `out` holds, or for a plan without quantizer.
+    pub fn run(
+        &self,
+        source: Source<'_>,
+        tokens: usize,
+        out: &mut QuantizedTokens,
+        workspace: &mut [f32],
+    ) -> Result<(), Error> {
+        let affine = self.quantizer()?;
+        check_length("out.k", self.channels, out.k())?;
+        self.check(&source, tokens, workspace)?;
+        out.set_tokens(tokens)?;
+        let stride = out.stride();
+        let rows = tokens * stride;
+        let codes = SharedMut::new(&mut out.codes[..rows]);
+        let scale = SharedMut::new(&mut out.scale[..tokens]);
+        let zero_point = SharedMut::new(&mut out.zero_point[..tokens]);
+        let row_sum = SharedMut::new(&mut out.row_sum[..tokens]);
+        self.for_each_tile(tokens, workspace, |first, count, scratch| {
+            // SAFETY: each tile is its own range of tokens.
+            let sink = unsafe {
+                Sink::Codes {
+                    affine,
+                    codes: codes.part(first * stride, count * stride),
+                    stride,
+                    scale: scale.part(first, count),
+                    zero_point: zero_point.part(first, count),
+                    row_sum: row_sum.part(first, count),
+                }
+            };
+            self.level.run(Tile { plan: self, source, first, count, scratch, sink });
+        });
+        Ok(())
+    }
+
+    /// The transform alone: `out` `[T, K]` in `f32`.
+    ///
+    /// # Errors
+    /// As [`Self::run`], apart from those of the quantizer.
+    pub fn run_float(
+        &self,
+        source: Source<'_>,
+        tokens: usize,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), Error> {
+        self.run_values(source, tokens, None, out, workspace)
+    }
+
+    /// The real numbers that the codes of [`Self::run`] stand for: `out` `[T, K] = scale (code - zero_point)`. A token that
+    /// `run` gives scale NaN becomes NaN throughout.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_dequantized(
+        &self,
+        source: Source<'_>,
+        tokens: usize,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), Error> {
+        let affine = self.quantizer()?;
+        self.run_values(source, tokens, Some(affine), out, workspace)
+    }
+
+    fn run_values(
+        &self,
+        source: Source<'_>,
+        tokens: usize,
+        affine: Option<Affine>,
+        out: &mut [f32],
+        workspace: &mut [f32],
+    ) -> Result<(), Error> {
+        self.check(&source, tokens, workspace)?;
+        let k = self.channels;
+        check_length("out", tokens * k, out.len())?;
+        let out = SharedMut::new(out);
+        self.for_each_tile(tokens, workspace, |first, count, scratch| {
+            // SAFETY: each tile is its own range of tokens.
+            let out = unsafe { out.part(first * k, count * k) };
+            self.level.run(Tile { plan: self, source, first, count, scratch, sink: Sink::Values { affine, out } });
+        });
+        Ok(())
+    }
+
+    fn quantizer(&self) -> Result<Affine, Error> {
+        self.affine.ok_or_else(|| Error::Unsupported {
+            what: "affine",
+            expected: "a plan with a quantizer (run_float needs none)".into(),
+            got: "none".into(),
+        })
+    }
+
+    fn check(&self, source: &Source<'_>, tokens: usize, workspace: &[f32]) -> Result<(), Error> {
+        if tokens > self.m_max {
+            let expected = format!("at most {}", self.m_max);
+            return Err(Error::Unsupported { what: "tokens", expected, got: tokens.to_string() });
+        }
+        source.check(tokens, self.channels)?;
+        let least = tiles::least_workspace(self.tile_len());
+        if workspace.len() < least {
+            return Err(Error::Length { operand: "workspace", expected: least, got: workspace.len() });
+        }
+        Ok(())
+    }
+
+    fn for_each_tile(&self, tokens: usize, workspace: &mut [f32], work: impl Fn(usize, usize, &mut [f32]) + Sync) {
+        let parallel = tokens * self.channels * (8 + self.rotations * self.block) >= INLINE_WORK;
+        let count = tokens.div_ceil(self.tile);
+        tiles::for_each_tile(workspace, self.tile_len(), count, parallel, |tile, scratch| {
+            let first = tile * self.tile;
+            work(first, self.tile.min(tokens - first), scratch);
+        });
+    }
+}
+
+/// Values of one packed rotation.
+fn packed_len(block: usize) -> usize {
+    block * block.next_multiple_of(LANES)
+}
