@@ -57,7 +57,7 @@ impl OutputFolder {
     }
 
     /// Writes a small file and records its hash.
-    fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let record = self.folder.write(name, |out| out.write_all(bytes))?;
         self.files.insert(name.into(), record);
         Ok(())

@@ -106,6 +106,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Adds a file that no reader needs, such as a report. It is covered by the hashes like every other.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn attach(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.output.file(name, bytes)
+    }
+
     /// Writes the rest and gives the folder its name. `head` is `None` where the embedding serves as the head.
     ///
     /// # Errors

@@ -25,9 +25,6 @@ pub(super) struct Args {
     /// Folder to write; it must not exist yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace the output folder when it exists
-    #[arg(long)]
-    overwrite: bool,
     /// Number format of the weights
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     dtype: Dtype,
@@ -51,14 +48,14 @@ struct Output {
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
-    source::check_out(&args.out, args.overwrite)?;
+    source::check_out(&args.out)?;
     let checkpoint = source::open(&args.model)?;
     let clock = Instant::now();
-    let (dtype, name) = match args.dtype {
-        Dtype::Bf16 => (checkpoint::ExportDtype::Bf16, "bf16"),
-        Dtype::F32 => (checkpoint::ExportDtype::F32, "f32"),
+    let (precision, name) = match args.dtype {
+        Dtype::Bf16 => (checkpoint::Precision::Bf16, "bf16"),
+        Dtype::F32 => (checkpoint::Precision::F32, "f32"),
     };
-    checkpoint::export(&checkpoint, &args.out, dtype)
+    checkpoint::export(&checkpoint, &args.out, precision)
         .with_context(|| format!("cannot export {}", args.model.display()))?;
     let output = Output {
         model: args.model.display().to_string(),

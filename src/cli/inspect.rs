@@ -93,7 +93,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     } else {
         None
     };
-    let report = source::report(&checkpoint, &args.model)?;
+    let report = source::report(&checkpoint)?;
     let quantized = checkpoint.quantization().is_some();
     let outliers = if quantized || args.tokens == 0 { None } else { Some(outliers(args, &checkpoint, console)?) };
     let output = Output {
@@ -101,7 +101,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         format: source::format_name(&checkpoint),
         file_bytes: source::size_on_disk(&args.model)?,
         config: config(checkpoint.config()),
-        quantization: source::quantization_json(&checkpoint)?,
+        quantization: checkpoint.quantization().map(serde_json::to_value).transpose()?,
         tensors: tensors(&checkpoint.tensors().collect::<Vec<_>>(), args.tensors),
         verified,
         mean_error: report.as_ref().map(Report::mean_error),

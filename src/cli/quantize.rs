@@ -51,7 +51,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "CHANNELS", value_parser = parse::block)]
     block: Option<usize>,
     /// Greedy steps of a rotation
-    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     steps: Option<u32>,
     /// Permutations between rotations: 0, 1 or 2
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=2))]
@@ -162,12 +162,14 @@ struct Calibration {
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let options = options(args)?;
-    source::check_out(&args.out, args.overwrite)?;
+    source::check_out(&args.out)?;
     let checkpoint = source::open(&args.model)?;
     if checkpoint.quantization().is_some() {
         return Err(quantize::Error::AlreadyQuantized).with_context(|| args.model.display().to_string());
     }
     let calibration = calibration(args, &options);
+    let name = calibration.as_ref().map_or("none", |calibration| &calibration.source);
+    let writer = source::writer(&args.out, args.overwrite, &checkpoint, &options.quantization(name)?)?;
     let samples = match &calibration {
         Some(calibration) => Some(samples(args, &checkpoint, calibration, options.seed)?),
         None => None,
@@ -183,7 +185,6 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         options.kv_bits,
         options.method.name()
     ));
-    let writer = source::writer(&args.out, args.overwrite, &checkpoint, &options)?;
     let mut progress = console.progress("layer", config.layers);
     let report = quantize::quantize(&checkpoint, writer, samples.as_ref(), &options, |_, groups| {
         progress.step(&describe(groups));
@@ -295,6 +296,14 @@ fn options(args: &Args) -> Result<Options> {
     options.block = args.block.unwrap_or(options.block);
     options.steps = args.steps.map_or(options.steps, |steps| steps as usize);
     options.permutations = args.permutations.map_or(options.permutations, usize::from);
+    if args.method == MethodName::Quarot {
+        // Naming one of the two is asking for permutations, which QuaRot has none of by itself.
+        match (args.permutation, args.permutations) {
+            (Some(_), None) => options.permutations = 1,
+            (None, Some(_)) => options.permutation = PermutationKind::Zigzag,
+            _ => {}
+        }
+    }
     options.alpha = args.alpha.map_or(options.alpha, |alpha| alpha.0);
     options.activation_clip = args.activation_clip.unwrap_or(options.activation_clip);
     options.weight_clip = args.weight_clip.unwrap_or(options.weight_clip);

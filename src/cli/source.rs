@@ -1,11 +1,11 @@
 //! Checkpoints as the command line sees them: opened, described, loaded, written.
 
 use super::error::Usage;
-use crate::checkpoint::{Checkpoint, Format, Tokenizer};
-use crate::kernels::Affine;
+use crate::checkpoint::{Checkpoint, FLOAT_BITS, Format, Quantization, Tokenizer, Writer};
 use crate::kernels::cpu::Isa;
 use crate::model::Model;
-use anyhow::{Context, Result, bail};
+use crate::quantize::Report;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -71,15 +71,15 @@ pub(super) fn load(checkpoint: &Checkpoint, path: &Path) -> Result<Loaded> {
     let clock = Instant::now();
     let model = Model::load(checkpoint).with_context(|| format!("cannot load {}", path.display()))?;
     let load_seconds = clock.elapsed().as_secs_f64();
-    let bits = |settings: Option<Affine>| settings.map_or(16, |settings| settings.bits);
     let quantization = checkpoint.quantization();
+    let bits = |of: fn(&Quantization) -> u32| quantization.map_or(FLOAT_BITS, of);
     let facts = Facts {
         model: path.display().to_string(),
         format: format_name(checkpoint),
         method: quantization.map(|quantization| quantization.method.clone()),
-        weight_bits: bits(quantization.and_then(|quantization| quantization.weight)),
-        activation_bits: bits(quantization.and_then(|quantization| quantization.activation)),
-        kv_bits: bits(quantization.and_then(|quantization| quantization.key)),
+        weight_bits: bits(|quantization| quantization.weight_bits),
+        activation_bits: bits(|quantization| quantization.activation_bits),
+        kv_bits: bits(|quantization| quantization.kv_bits),
         file_bytes: size_on_disk(path)?,
         layer_bytes: model.layer_bytes() as u64,
         table_bytes: model.table_bytes() as u64,
@@ -107,14 +107,38 @@ pub(super) fn size_on_disk(path: &Path) -> Result<u64> {
     read().with_context(|| format!("cannot measure {}", path.display()))
 }
 
-/// Refuses an output folder that is there already, or cannot be.
-pub(super) fn check_out(out: &Path, overwrite: bool) -> Result<()> {
-    if out.as_os_str().is_empty() || out.file_name().is_none() {
-        return Err(Usage(format!("--out {}: expected the name of a new folder", out.display())).into());
+/// Refuses an output folder that could never be one, before anything is read.
+pub(super) fn check_out(out: &Path) -> Result<()> {
+    match out.file_name() {
+        Some(_) => Ok(()),
+        None => Err(Usage(format!("--out {}: expected the name of a new folder", out.display())).into()),
     }
-    match std::fs::symlink_metadata(out) {
-        Ok(metadata) if !metadata.is_dir() => bail!("{} exists and is no folder", out.display()),
-        Ok(_) if !overwrite => bail!("{} exists; choose another folder or give --overwrite", out.display()),
-        _ => Ok(()),
+}
+
+/// Starts the folder of a quantized checkpoint.
+pub(super) fn writer(
+    out: &Path,
+    overwrite: bool,
+    checkpoint: &Checkpoint,
+    quantization: &Quantization,
+) -> Result<Writer> {
+    let tokenizer = tokenizer(checkpoint, checkpoint.path())?.to_json()?;
+    let (config, json) = (checkpoint.config(), checkpoint.config_json());
+    Ok(Writer::create(out, config, json, quantization, &tokenizer, overwrite)?)
+}
+
+/// What was measured while a checkpoint was quantized; nothing where it holds no report.
+pub(super) fn report(checkpoint: &Checkpoint) -> Result<Option<Report>> {
+    if checkpoint.quantization().is_none() {
+        return Ok(None);
+    }
+    let path = checkpoint.path().join(Report::FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let report = serde_json::from_slice(&bytes);
+            Ok(Some(report.with_context(|| format!("{} is no report", path.display()))?))
+        }
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(fault) => Err(fault).with_context(|| format!("cannot read {}", path.display())),
     }
 }

@@ -118,7 +118,7 @@ impl GroupRunner {
         workspace: &mut Workspace,
     ) -> Result<(), Error> {
         let epilogue = Epilogue { bias: self.bias.as_deref(), accumulate };
-        let Workspace { input: x, codes, prologue, gemm } = workspace;
+        let Workspace { input: x, codes, prologue, gemm, .. } = workspace;
         match &self.compute {
             Compute::Integer { plan, weights } => {
                 let Some(codes) = codes.iter_mut().find(|codes| codes.k() == self.k) else {

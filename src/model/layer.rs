@@ -113,8 +113,8 @@ impl Layer {
         qkv.run(source, tokens, false, qkv_out, workspace).at(at(Group::Qkv))?;
 
         let position = cache.len();
-        rope_hadamard_quantize(qkv_out, tokens, position, rope, queries, cache).at(at(Group::Qkv))?;
-        attention(queries, cache, self.window, attended).at(at(Group::O))?;
+        rope_hadamard_quantize(qkv_out, rope, position, queries, cache).at(at(Group::Qkv))?;
+        attention(queries, cache, self.window, attended, &mut workspace.attention).at(at(Group::O))?;
 
         if let Some(observer) = observer.as_deref_mut() {
             observer.input(Group::O, attended, tokens);

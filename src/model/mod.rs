@@ -37,6 +37,7 @@ pub struct Model {
     head: Option<Table>,
     final_norm: Vec<f32>,
     layers: Vec<Layer>,
+    isa: Isa,
 }
 
 impl Model {
@@ -69,6 +70,7 @@ impl Model {
             final_norm: checkpoint.final_norm()?,
             layers,
             config,
+            isa,
         })
     }
 
@@ -110,7 +112,7 @@ impl Model {
     /// # Errors
     /// [`Error::Kernel`] when the cache cannot be made.
     pub fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(&self.config, self.kv, &self.layers, capacity)
+        State::new(&self.config, self.kv, &self.layers, capacity, self.isa)
     }
 
     /// Runs `tokens` behind what `state` already holds and returns their hidden states after the final norm,

@@ -22,6 +22,8 @@ pub(crate) struct Workspace {
     pub(crate) codes: Vec<QuantizedTokens>,
     /// Workspace of the prologue.
     pub(crate) prologue: Vec<f32>,
+    /// Workspace of the attention.
+    pub(crate) attention: Vec<f32>,
     /// Workspace of the GEMM.
     pub(crate) gemm: Vec<u8>,
 }
@@ -38,8 +40,8 @@ impl Buffers {
 }
 
 impl Workspace {
-    /// Room for every group of `layers` on `chunk` tokens.
-    pub(crate) fn new(layers: &[Layer], chunk: usize) -> Self {
+    /// Room for every group of `layers` on `chunk` tokens, and for an attention that needs `attention` floats.
+    pub(crate) fn new(layers: &[Layer], chunk: usize, attention: usize) -> Self {
         let groups = || layers.iter().flat_map(Layer::groups);
         let mut widths: Vec<usize> = groups().filter(|group| group.is_integer()).map(|group| group.k()).collect();
         widths.sort_unstable();
@@ -49,6 +51,7 @@ impl Workspace {
             input: vec![0.0; input.unwrap_or(0)],
             codes: widths.into_iter().map(|k| QuantizedTokens::new(chunk, k)).collect(),
             prologue: vec![0.0; groups().map(|group| group.prologue_len()).max().unwrap_or(0)],
+            attention: vec![0.0; attention],
             gemm: vec![0; groups().map(|group| group.workspace_bytes()).max().unwrap_or(0)],
         }
     }

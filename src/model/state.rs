@@ -4,8 +4,10 @@ use super::KvQuantizer;
 use super::error::{At, Error};
 use super::layer::{Layer, Observer};
 use super::scratch::{Buffers, Workspace};
-use crate::checkpoint::Config;
-use crate::kernels::cpu::{KvCache, KvCacheDesc, QueryHeads, RopeTable, rms_norm};
+use crate::checkpoint::{Config, RopeScaling};
+use crate::kernels::cpu::{
+    Isa, KvCache, KvCacheDesc, QueryHeads, QueryHeadsDesc, RopeStretch, RopeTable, rms_norm, rope_inverse_frequencies,
+};
 
 /// Tokens that a forward pass takes through all layers at a time.
 pub const CHUNK: usize = 512;
@@ -22,7 +24,13 @@ pub struct State {
 }
 
 impl State {
-    pub(crate) fn new(config: &Config, kv: KvQuantizer, layers: &[Layer], capacity: usize) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &Config,
+        kv: KvQuantizer,
+        layers: &[Layer],
+        capacity: usize,
+        isa: Isa,
+    ) -> Result<Self, Error> {
         let chunk = CHUNK.min(capacity.max(1));
         let desc = KvCacheDesc {
             kv_heads: config.kv_heads,
@@ -31,14 +39,22 @@ impl State {
             key: kv.key,
             value: kv.value,
         };
+        let queries = QueryHeadsDesc {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            tokens_max: chunk,
+            key: kv.key,
+        };
+        let queries = QueryHeads::new(&queries, isa).at(|| "queries".into())?;
         let caches = layers.iter().map(|_| KvCache::new(&desc)).collect::<Result<_, _>>().at(|| "KV cache".into())?;
         Ok(Self {
             capacity,
             rope: rope_table(config, capacity).at(|| "RoPE".into())?,
             caches,
-            queries: QueryHeads::new(config.heads, config.head_dim, chunk),
             buffers: Buffers::new(config, chunk),
-            workspace: Workspace::new(layers, chunk),
+            workspace: Workspace::new(layers, chunk, queries.workspace_len()),
+            queries,
             hidden: Vec::new(),
         })
     }
@@ -131,4 +147,23 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Sines and cosines for `positions` positions.
+fn rope_table(config: &Config, positions: usize) -> Result<RopeTable, crate::kernels::Error> {
+    let stretch = match &config.rope_scaling {
+        RopeScaling::None => RopeStretch::None,
+        RopeScaling::Linear { factor } => RopeStretch::Linear { factor: *factor },
+        RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_positions } => {
+            RopeStretch::Llama3 {
+                factor: *factor,
+                low_frequency_factor: *low_frequency_factor,
+                high_frequency_factor: *high_frequency_factor,
+                original_positions: *original_positions,
+            }
+        }
+        RopeScaling::Factors { factors } => RopeStretch::Factors(factors),
+    };
+    let frequencies = rope_inverse_frequencies(config.head_dim, config.rope_theta, &stretch)?;
+    RopeTable::new(config.head_dim, &frequencies, positions)
 }

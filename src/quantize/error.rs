@@ -1,4 +1,4 @@
-use crate::{calibrate, checkpoint, kernels, model, transform};
+use crate::{calibrate, checkpoint, kernels, model};
 
 /// Why a model could not be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -12,10 +12,7 @@ pub enum Error {
     /// The samples do not do.
     #[error(transparent)]
     Samples(#[from] calibrate::SampleError),
-    /// A transform could not be found.
-    #[error(transparent)]
-    Transform(#[from] transform::Error),
-    /// A weight or an option is outside what the quantizer takes.
+    /// A transform could not be found, or a weight or an option is outside what the quantizer takes.
     #[error(transparent)]
     Kernel(#[from] kernels::Error),
     /// Something went wrong in one layer.

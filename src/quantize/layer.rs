@@ -61,14 +61,14 @@ fn smooth(
     let mut scales = Vec::with_capacity(4);
     for (group, x) in layer.groups.iter().zip(&activations.inputs) {
         let k = group.transform.channels;
-        let activation_max = transform::channel_max(x, tokens, k);
+        let activation_max = transform::channel_max(x, tokens, k)?;
         let mut weight_max = vec![0.0_f32; k];
         for linear in &group.linears {
             let Weight::Float { n, values, .. } = &linear.weight else { return Err(Error::AlreadyQuantized) };
-            let max = transform::channel_max(values, *n, k);
+            let max = transform::channel_max(values, *n, k)?;
             weight_max.iter_mut().zip(max).for_each(|(all, one)| *all = all.max(one));
         }
-        scales.push(transform::smoothing_scale(&activation_max, &weight_max, alpha));
+        scales.push(transform::smoothing_scale(&activation_max, &weight_max, alpha)?);
     }
     for ((group, x), scale) in layer.groups.iter_mut().zip(&mut activations.inputs).zip(&scales) {
         x.par_chunks_exact_mut(scale.len()).for_each(|token| token.iter_mut().zip(scale).for_each(|(x, s)| *x /= s));
@@ -119,7 +119,7 @@ fn quantize_group(
             rotation,
             permutation: context.options.permutation,
             permutations: context.options.permutations,
-            block: transform::block_for(k, context.options.block)?,
+            block: context.options.block,
             steps: context.options.steps,
             seed: context.options.seed,
         };
@@ -167,9 +167,9 @@ fn compensate(
     let Some(compensation) = Compensation::new(&transformed, &seen, tokens, k) else { return Ok(false) };
     drop((transformed, seen));
     for (original, linear) in group.linears.iter().zip(&mut quantized.linears) {
-        let Weight::Float { n, k, values } = &original.weight else { return Err(Error::AlreadyQuantized) };
+        let Weight::Float { n, values, .. } = &original.weight else { return Err(Error::AlreadyQuantized) };
         let mut values = values.clone();
-        transform::transform_weight(&quantized.transform, &mut values, *n, *k)?;
+        transform::transform_weight(&quantized.transform, &mut values, *n)?;
         linear.weight = Weight::Quantized(compensation.quantize(&values, *n, settings)?);
     }
     Ok(true)
@@ -207,7 +207,7 @@ fn quantize_linears(group: &LinearGroup, transform: Transform, context: &Context
         .map(|linear| {
             let Weight::Float { n, k, values } = &linear.weight else { return Err(Error::AlreadyQuantized) };
             let mut values = values.clone();
-            transform::transform_weight(&transform, &mut values, *n, *k)?;
+            transform::transform_weight(&transform, &mut values, *n)?;
             let weight = match context.weight {
                 Some(settings) => Weight::Quantized(QuantizedMatrix::quantize(&values, *n, *k, &[settings])?),
                 None => Weight::Float { n: *n, k: *k, values },

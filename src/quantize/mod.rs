@@ -15,7 +15,7 @@ pub use options::{Method, Mode, Options, Propagation, Rounding};
 pub use report::{GroupReport, Report};
 
 use crate::calibrate::{Calibrator, LayerActivations, Samples};
-use crate::checkpoint::{Checkpoint, Quantization, Writer};
+use crate::checkpoint::{Checkpoint, Writer};
 use crate::kernels::cpu::Isa;
 use crate::model::{CHUNK, KvQuantizer, Layer};
 use crate::transform::RotationPools;
@@ -43,7 +43,7 @@ pub fn quantize(
     }
     let started = Instant::now();
     let config = checkpoint.config();
-    let pools = RotationPools::new(options.steps, options.seed);
+    let pools = RotationPools::new();
     let context = Context {
         options,
         pools: &pools,
@@ -89,7 +89,7 @@ pub fn quantize(
     report.calibration_seconds = calibrating.as_secs_f64();
     report.search_seconds = searching.as_secs_f64();
     let clock = Instant::now();
-    report.seconds = started.elapsed().as_secs_f64();
+    writer.attach(Report::FILE, &report.record())?;
     writer.finish(&checkpoint.embedding()?, checkpoint.head()?.as_ref(), &checkpoint.final_norm()?)?;
     report.writing_seconds = (writing + clock.elapsed()).as_secs_f64();
     report.seconds = started.elapsed().as_secs_f64();

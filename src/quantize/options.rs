@@ -1,3 +1,4 @@
+use crate::checkpoint::Quantization;
 use crate::kernels::Affine;
 use crate::transform::PermutationKind;
 
@@ -145,7 +146,46 @@ impl Options {
     /// Whether anything is measured on samples.
     #[must_use]
     pub fn needs_samples(&self) -> bool {
-        matches!(self.method, Method::DuQuant | Method::SmoothQuant) || self.rounding == Rounding::Compensated
+        let permutes = self.permutations > 0 && self.permutation != PermutationKind::None;
+        match self.method {
+            Method::DuQuant | Method::SmoothQuant => true,
+            Method::QuaRot if permutes => true,
+            Method::QuaRot | Method::Rtn => self.alpha.is_some() || self.rounding == Rounding::Compensated,
+        }
+    }
+
+    /// What the checkpoint records; `calibration` says where the samples came from.
+    ///
+    /// # Errors
+    /// [`crate::kernels::Error::Unsupported`] for bits or clip ratios out of range.
+    pub fn quantization(&self, calibration: &str) -> Result<Quantization, crate::kernels::Error> {
+        let (key, value) = (self.key()?, self.value()?);
+        let duquant = self.method == Method::DuQuant;
+        let rotates = matches!(self.method, Method::DuQuant | Method::QuaRot);
+        let permutation = if rotates { self.permutation } else { PermutationKind::None };
+        let permutes = permutation != PermutationKind::None;
+        Ok(Quantization {
+            method: self.method.name().into(),
+            mode: if duquant { self.mode.name() } else { "none" }.into(),
+            weight_bits: self.weight_bits,
+            activation_bits: self.activation_bits,
+            kv_bits: self.kv_bits,
+            block: if rotates { self.block } else { 0 },
+            permutation: permutation.name().into(),
+            permutations: if permutes { self.permutations } else { 0 },
+            steps: if duquant { self.steps } else { 0 },
+            weight_clip: self.weight_clip,
+            activation_clip: self.activation_clip,
+            alpha: self.alpha.unwrap_or(0.0),
+            weight_symmetric: self.symmetric_weights,
+            activation_symmetric: self.symmetric_activations,
+            seed: self.seed,
+            calibration: calibration.into(),
+            rotate_heads: key.is_some(),
+            query: key,
+            key,
+            value,
+        })
     }
 
     /// Quantizer of activations, `None` for floating point.

@@ -35,6 +35,17 @@ pub struct Report {
 }
 
 impl Report {
+    /// The file of a quantized folder which holds its report.
+    pub const FILE: &str = "duquant_report.json";
+
+    /// The report as it is stored beside the model: without times, so that equal runs write equal folders.
+    pub(super) fn record(&self) -> Vec<u8> {
+        let mut record = Self { layers: self.layers.clone(), ..Self::default() };
+        record.layers.iter_mut().flatten().for_each(|group| group.seconds = 0.0);
+        // A report is numbers and short strings; where a number is not finite JSON has null for it.
+        serde_json::to_vec_pretty(&record).unwrap_or_default()
+    }
+
     /// Mean output error over all layers and groups.
     #[must_use]
     pub fn mean_error(&self) -> f64 {

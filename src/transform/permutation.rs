@@ -18,6 +18,19 @@ pub enum PermutationKind {
     None,
 }
 
+impl PermutationKind {
+    /// The name that the command line and the checkpoint use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zigzag => "zigzag",
+            Self::Random => "random",
+            Self::Anneal => "anneal",
+            Self::None => "none",
+        }
+    }
+}
+
 /// Proposed swaps of the annealing, for each channel.
 const SWEEPS: usize = 200;
 

@@ -32,6 +32,19 @@ pub enum RotationKind {
 }
 
 impl RotationKind {
+    /// The name that reports use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Paper => "paper",
+            Self::Official => "official",
+            Self::Left => "left",
+            Self::Hadamard => "hadamard",
+            Self::Random => "random",
+            Self::None => "none",
+        }
+    }
+
     /// Whether the rotation is found by the greedy search.
     #[must_use]
     pub fn is_greedy(self) -> bool {

@@ -131,6 +131,13 @@ impl TransformQuantize {
         self.affine
     }
 
+    /// Bytes of rotations, permutations and factors that it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let factors = self.inverse_smooth.as_deref().map_or(0, size_of_val);
+        size_of_val(self.strips.as_slice()) + size_of_val(self.permutations.as_slice()) + factors
+    }
+
     /// What this plan runs, for logs: the instruction set and how it rotates.
     #[must_use]
     pub fn kernel(&self) -> String {
