@@ -2,7 +2,9 @@
 
 mod matrices;
 mod pool;
+mod reach;
 mod rows;
+mod screen;
 mod search;
 
 pub use matrices::{base_matrix, hadamard, random_orthogonal};

@@ -34,9 +34,7 @@ impl RotationPool {
     pub fn new(kind: RotationKind, block: usize, draws: usize, seed: u64) -> Result<Self, Error> {
         let unsupported =
             |what, expected: &str, got: String| Err(Error::Unsupported { what, expected: expected.into(), got });
-        if !kind.is_greedy() {
-            return unsupported("rotation kind", "one that is searched", format!("{kind:?}"));
-        }
+        check_greedy(kind)?;
         if block < 2 {
             return unsupported("block", "at least 2", block.to_string());
         }
@@ -83,6 +81,15 @@ impl RotationPool {
     }
 }
 
+/// `Ok` for a kind that is searched.
+pub(super) fn check_greedy(kind: RotationKind) -> Result<(), Error> {
+    if kind.is_greedy() {
+        return Ok(());
+    }
+    let expected = "paper, official or left, which are searched".into();
+    Err(Error::Unsupported { what: "rotation kind", expected, got: format!("{kind:?}") })
+}
+
 /// Generator of draw `k`.
 pub(crate) fn draw(seed: u64, k: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -111,6 +118,7 @@ impl RotationPools {
     /// # Errors
     /// Those of [`RotationPool::new`].
     pub fn get(&self, kind: RotationKind, block: usize, steps: usize, seed: u64) -> Result<Arc<RotationPool>, Error> {
+        check_greedy(kind)?;
         // Official mode takes one draw a rotation, and a chain has at most three rotations.
         let draws = if kind == RotationKind::Official { 3 } else { steps };
         let key = (kind == RotationKind::Left, block, draws, seed);

@@ -1,6 +1,7 @@
 use rayon::prelude::*;
 
 use super::super::matmul::{Right, multiply};
+use super::screen::{Candidate, Screen, Thresholds};
 
 /// Rows of one unit of parallel work. A constant, so that threads cannot change which products are computed together.
 const TILE: usize = 128;
@@ -67,13 +68,22 @@ impl Needed {
             Self::Both => seen.max.value.min(-seen.min.value),
         }
     }
+
+    /// The same for each direction.
+    fn thresholds(self, seen: Extremes) -> Thresholds {
+        match self {
+            Self::Magnitude => Thresholds { high: self.threshold(seen), low: self.threshold(seen) },
+            Self::Both => Thresholds { high: seen.max.value, low: -seen.min.value },
+        }
+    }
 }
 
 /// The rows of a search, `[M, B]`: every block of every token, in the order of their norms.
 ///
 /// A rotation keeps a row's L2 norm, which bounds each of its entries. So rows are visited from the longest to the
 /// shortest, always rotated from the original data, and the visit ends at the first row which is too short to reach the
-/// extremes already seen. The result is exactly that of visiting them all.
+/// extremes already seen. After the first look, a [`Screen`] where there is one bounds the rest far more tightly. The
+/// result is exactly that of computing every row.
 pub(super) struct Rows<'a> {
     x: &'a [f32],
     block: usize,
@@ -81,17 +91,14 @@ pub(super) struct Rows<'a> {
     order: Vec<u32>,
     /// Upper bound of the magnitude of any entry of a row under any rotation, in the same order.
     bounds: Vec<f32>,
-    /// The first rows in order, as many as any visit needed yet.
-    gathered: Vec<f32>,
-    /// Products of a wave.
-    products: Vec<f32>,
-    /// Rows that were rotated, over all visits.
-    pub(super) visited: u64,
+    screen: Option<Screen>,
+    /// Rows that were computed in floating point, over all visits.
+    pub(super) computed: u64,
 }
 
 impl<'a> Rows<'a> {
     /// Sorts the rows of `x`, whose length is a multiple of `block`; keeps at most `limit` of them.
-    pub(super) fn new(x: &'a [f32], block: usize, limit: usize) -> Self {
+    pub(super) fn new(x: &'a [f32], block: usize, limit: usize, screen: Option<Screen>) -> Self {
         // Rounding may lift a computed entry above the exact norm: a dot product of B terms by B units in the last place
         // at most, the rotation's own rounding by one more.
         let slack = 1.0 + 2.0 * (block as f64 + 8.0) * f64::from(f32::EPSILON);
@@ -102,7 +109,7 @@ impl<'a> Rows<'a> {
         order.par_sort_unstable_by(longer);
         order.truncate(limit);
         let bounds = order.iter().map(|&row| bounds[row as usize]).collect();
-        Self { x, block, order, bounds, gathered: Vec::new(), products: Vec::new(), visited: 0 }
+        Self { x, block, order, bounds, screen, computed: 0 }
     }
 
     /// The extremes of `X R` for the rotation `r`, `[B, B]`, as far as `needed` asks.
@@ -110,37 +117,60 @@ impl<'a> Rows<'a> {
         let mut seen = Extremes::NONE;
         let (mut start, mut wave) = (0, FIRST_WAVE);
         loop {
-            let threshold = needed.threshold(seen);
-            let reaching = self.bounds.partition_point(|&bound| bound >= threshold);
-            let end = reaching.min(start + wave);
-            if end <= start {
+            let reaching = self.bounds.partition_point(|&bound| bound >= needed.threshold(seen));
+            if reaching <= start {
                 return seen;
             }
-            seen = seen.merge(self.visit(start, end, r));
-            self.visited += (end - start) as u64;
+            if start > 0 && self.screen.is_some() {
+                return self.screened((start, reaching), r, needed, seen);
+            }
+            let end = reaching.min(start + wave);
+            seen = seen.merge(self.compute(start..end, r));
             (start, wave) = (end, (2 * wave).min(LARGEST_WAVE));
         }
     }
 
-    /// The extremes of the rows `start..end` in order, rotated.
-    fn visit(&mut self, start: usize, end: usize, r: &[f32]) -> Extremes {
-        let block = self.block;
-        for at in self.gathered.len() / block..end {
-            let row = self.order[at] as usize * block;
-            self.gathered.extend_from_slice(&self.x[row..row + block]);
+    /// Adds the rows of some places to the extremes seen, computing only those that the screen lets through.
+    fn screened(&mut self, places: (usize, usize), r: &[f32], needed: Needed, mut seen: Extremes) -> Extremes {
+        let Some(screen) = &mut self.screen else { return seen };
+        let mut left = screen.candidates(self.x, &self.order, places, r, needed.thresholds(seen));
+        // The most promising first, since what they reach rules out most of the others.
+        let promise = |c: &Candidate| c.high.max(c.low);
+        left.sort_unstable_by(|a, b| promise(b).total_cmp(&promise(a)).then(a.place.cmp(&b.place)));
+        while !left.is_empty() {
+            let next = left.split_off(left.len().min(FIRST_WAVE));
+            let rows: Vec<u32> = left.iter().map(|c| self.order[c.place as usize]).collect();
+            seen = seen.merge(self.compute_rows(&rows, r));
+            left = next;
+            left.retain(|c| c.reaches(needed.thresholds(seen)));
         }
-        let count = end - start;
-        if self.products.len() < count * block {
-            self.products.resize(count * block, 0.0);
-        }
-        let rows = self.gathered[start * block..end * block].par_chunks(TILE * block);
-        let products = self.products[..count * block].par_chunks_mut(TILE * block);
-        let order = self.order[start..end].par_chunks(TILE);
-        let tile = |((rows, products), order): ((&[f32], &mut [f32]), &[u32])| {
-            multiply(rows, r, Right::Plain, (order.len(), block, block), 1.0, products);
-            tile_extremes(products, block, order)
+        seen
+    }
+
+    fn compute(&mut self, places: std::ops::Range<usize>, r: &[f32]) -> Extremes {
+        let order = std::mem::take(&mut self.order);
+        let seen = self.compute_rows(&order[places], r);
+        self.order = order;
+        seen
+    }
+
+    /// The extremes of some rows of `x`, rotated.
+    fn compute_rows(&mut self, rows: &[u32], r: &[f32]) -> Extremes {
+        let (x, block) = (self.x, self.block);
+        self.computed += rows.len() as u64;
+        let tile = |(gathered, products): &mut (Vec<f32>, Vec<f32>), rows: &[u32]| {
+            gathered.clear();
+            for &row in rows {
+                gathered.extend_from_slice(&x[row as usize * block..(row as usize + 1) * block]);
+            }
+            products.resize(gathered.len(), 0.0);
+            multiply(gathered, r, Right::Plain, (rows.len(), block, block), 1.0, products);
+            tile_extremes(products, block, rows)
         };
-        rows.zip(products).zip(order).map(tile).reduce(|| Extremes::NONE, Extremes::merge)
+        if rows.len() <= TILE {
+            return tile(&mut Default::default(), rows);
+        }
+        rows.par_chunks(TILE).map_init(Default::default, tile).reduce(|| Extremes::NONE, Extremes::merge)
     }
 }
 

@@ -1,5 +1,7 @@
 use super::matrices::{identity, swap_columns};
+use super::pool::check_greedy;
 use super::rows::{Needed, Rows};
+use super::screen::Screen;
 use super::{RotationKind, RotationPool};
 use crate::kernels::{Error, check_length};
 
@@ -31,8 +33,8 @@ pub struct Search {
     pub before: f32,
     /// The criterion after the best step.
     pub after: f32,
-    /// Rows that had to be rotated, over all steps, out of `(steps + 1) * rows`.
-    pub visited: u64,
+    /// Rows that had to be computed in floating point, over all steps, out of `(steps + 1) * rows`.
+    pub computed: u64,
 }
 
 /// Greedy search for the rotation of a block (Algorithm 1; [`RotationKind`] names what differs in the official code).
@@ -41,7 +43,8 @@ pub struct Search {
 /// `k` finds the channel `e` of the outlier in `Y = X R_(k-1)` and sets `R_k = R_(k-1) E_0e Rot_k E_0e`, with `E_0e` the
 /// swap of channels 0 and `e` and `Rot_k` from the pool. The result is the `R_k` of the smallest criterion, the first on
 /// ties. `R` is a product in `f64`; `Y` is computed in `f32` from `x` and `R` at every step, so that errors do not add up.
-/// Rows too short to hold an extreme are skipped, which changes nothing in the result; nor do threads.
+/// Rows which provably
+/// hold no extreme are skipped, which changes nothing in the result; nor do threads.
 ///
 /// # Errors
 /// [`Error::Unsupported`] when the kind is not searched, no steps are asked for, or there are 2^32 rows or more;
@@ -50,9 +53,7 @@ pub fn search(x: &[f32], pool: &RotationPool, options: &SearchOptions) -> Result
     let block = pool.block();
     let unsupported =
         |what, expected: &str, got: String| Err(Error::Unsupported { what, expected: expected.into(), got });
-    if !options.kind.is_greedy() {
-        return unsupported("rotation kind", "one that is searched", format!("{:?}", options.kind));
-    }
+    check_greedy(options.kind)?;
     if options.steps == 0 || pool.draws() == 0 {
         return unsupported("steps", "at least 1", "0".into());
     }
@@ -65,13 +66,20 @@ pub fn search(x: &[f32], pool: &RotationPool, options: &SearchOptions) -> Result
     }
     check_finite("x", x, block)?;
 
+    // Inside the pool, so that the many short parallel sections of the steps start without waking it each time.
+    Ok(rayon::scope(|_| walk(x, pool, options, Screen::new(block))))
+}
+
+/// The search itself, on checked arguments.
+pub(super) fn walk(x: &[f32], pool: &RotationPool, options: &SearchOptions, screen: Option<Screen>) -> Search {
+    let block = pool.block();
     let official = options.kind == RotationKind::Official;
     let needed = if official { Needed::Both } else { Needed::Magnitude };
-    let mut rows = Rows::new(x, block, options.max_rows);
+    let mut rows = Rows::new(x, block, options.max_rows, screen);
     let mut r = identity(block);
     let mut product = r.clone();
     let mut single: Vec<f32> = r.iter().map(|&v| v as f32).collect();
-    let mut best = Search { rotation: r.clone(), best_step: 0, before: 0.0, after: 0.0, visited: 0 };
+    let mut best = Search { rotation: r.clone(), best_step: 0, before: 0.0, after: 0.0, computed: 0 };
     for step in 0..=options.steps {
         let seen = rows.extremes(&single, needed);
         let outlier = seen.largest();
@@ -97,6 +105,10 @@ pub fn search(x: &[f32], pool: &RotationPool, options: &SearchOptions) -> Result
     if x.is_empty() {
         (best.before, best.after) = (0.0, 0.0);
     }
-    best.visited = rows.visited;
-    Ok(best)
+    best.computed = rows.computed;
+    best
 }
+
+#[cfg(test)]
+#[path = "search_tests.rs"]
+mod tests;
