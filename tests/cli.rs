@@ -255,6 +255,7 @@ fn failures_exit_with_one_and_name_what_failed() {
     std::fs::write(at.join("bytes.txt"), [0xff, 0xfe, 0x00]).unwrap();
     std::fs::write(at.join("short.gguf"), b"GGUF").unwrap();
     std::fs::create_dir(at.join("there")).unwrap();
+    std::fs::write(at.join("there/keep.txt"), "mine").unwrap();
     let mut tensors = Tiny::default().tensors();
     tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap().1[77] = f32::NAN;
     Tiny::default().write_with(&at.join("nan"), &tensors);
@@ -263,7 +264,7 @@ fn failures_exit_with_one_and_name_what_failed() {
 
     let nan = [&["quantize", "nan"], &QUANTIZE[2..]].concat();
     let short = ["quantize", "tiny", "--out", "out", "--calibration", "short.txt"];
-    let failing: [(&[&str], &[&str]); 14] = [
+    let failing: [(&[&str], &[&str]); 15] = [
         (&["inspect", "nothing"], &["nothing"]),
         (&["inspect", "short.gguf"], &["short.gguf"]),
         (&["inspect", "text.txt"], &["text.txt"]),
@@ -275,7 +276,8 @@ fn failures_exit_with_one_and_name_what_failed() {
         (&["eval", "tiny", "--text", "blank.txt"], &["blank.txt", "empty"]),
         (&["eval", "tiny", "--text", "short.txt"], &["short.txt", "15 tokens", "2048"]),
         (&short, &["short.txt", "15 tokens", "4096"]),
-        (&["quantize", "tiny", "--out", "there", "--method", "rtn"], &["there", "--overwrite"]),
+        (&["quantize", "tiny", "--out", "there", "--method", "rtn"], &["there", "not empty"]),
+        (&["quantize", "tiny", "--out", "there", "--method", "rtn", "--overwrite"], &["there", "not empty"]),
         (&["quantize", "tiny", "--out", "text.txt", "--method", "rtn", "--overwrite"], &["text.txt"]),
         (&["eval", "tiny", "--task", "hellaswag", "--data", "bytes.txt"], &["bytes.txt", "decompress"]),
     ];
@@ -289,7 +291,7 @@ fn failures_exit_with_one_and_name_what_failed() {
         }
         assert!(!at.join("out").exists(), "{args:?} left an output folder");
     }
-    assert_eq!(std::fs::read_dir(at.join("there")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(at.join("there")).unwrap().count(), 1);
 }
 
 #[test]
@@ -301,6 +303,11 @@ fn a_quantized_model_is_not_quantized_again() {
     assert_eq!(output.status.code(), Some(1));
     assert!(error_line(&output).contains("quantized already"));
     assert!(!at.join("twice").exists());
+    let before = files(&at.join("out"));
+    let output = run(at, QUANTIZE);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_line(&output).contains("--overwrite"));
+    assert_eq!(before, files(&at.join("out")));
 }
 
 #[test]

@@ -187,3 +187,37 @@ pub(crate) fn sha256_of(path: &Path) -> Result<String, Error> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error as IoError, ErrorKind};
+
+    #[test]
+    fn a_full_disk_is_reported_by_file_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = PartialFolder::create(&dir.path().join("model"), |_| Ok(false)).unwrap();
+        folder.write("first", |out| out.write_all(&[1; 3000])).unwrap();
+        let full = folder.write("second", |out| {
+            out.write_all(&[2; 3000])?;
+            Err(IoError::from(ErrorKind::StorageFull))
+        });
+        let error = full.unwrap_err();
+        assert!(matches!(&error, Error::Io { source, .. } if source.kind() == ErrorKind::StorageFull), "{error}");
+        assert!(error.to_string().contains("second: cannot write"), "{error}");
+        drop(folder);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn records_hold_size_and_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = PartialFolder::create(&dir.path().join("model"), |_| Ok(false)).unwrap();
+        let record = folder.write("file", |out| out.write_all(b"abc")).unwrap();
+        folder.commit().unwrap();
+        assert_eq!(record.bytes, 3);
+        // The test vector of FIPS 180-4.
+        assert_eq!(record.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(sha256_of(&dir.path().join("model/file")).unwrap(), record.sha256);
+    }
+}

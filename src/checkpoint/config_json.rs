@@ -1,5 +1,6 @@
 //! `config.json` of a Hugging Face folder, in and out.
 
+use super::quantization::decimal::widen;
 use super::{Config, Error, RopeScaling};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -252,11 +253,35 @@ impl Config {
         Ok(())
     }
 
+    /// The scaling, with spelled-out factors replaced by the rule they come from where it is one that was published:
+    /// LLaMA 3.1 (factor 8) and 3.2 (factor 32).
+    fn rope_scaling_by_name(&self) -> RopeScaling {
+        if let RopeScaling::Factors { factors } = &self.rope_scaling {
+            for factor in [8.0, 32.0] {
+                let rule = |j: usize| {
+                    let wavelength =
+                        std::f64::consts::TAU * self.rope_theta.powf(2.0 * j as f64 / self.head_dim as f64);
+                    let smooth = ((8192.0 / wavelength - 1.0) / 3.0).clamp(0.0, 1.0);
+                    1.0 / ((1.0 - smooth) / factor + smooth)
+                };
+                if factors.iter().enumerate().all(|(j, x)| (x / rule(j) - 1.0).abs() < 1e-5) {
+                    return RopeScaling::Llama3 {
+                        factor,
+                        low_frequency_factor: 1.0,
+                        high_frequency_factor: 4.0,
+                        original_positions: 8192,
+                    };
+                }
+            }
+        }
+        self.rope_scaling.clone()
+    }
+
     /// The `config.json` that says the same, for models which did not come with one.
     #[must_use]
     pub fn to_hugging_face(&self) -> Value {
         let mistral = self.model_type == "mistral";
-        let rope_scaling = match &self.rope_scaling {
+        let rope_scaling = match &self.rope_scaling_by_name() {
             RopeScaling::None => Value::Null,
             RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
             RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_positions } => json!({
@@ -281,7 +306,7 @@ impl Config {
             "head_dim": self.head_dim,
             "vocab_size": self.vocabulary,
             "max_position_embeddings": self.max_positions,
-            "rms_norm_eps": self.norm_epsilon,
+            "rms_norm_eps": widen(self.norm_epsilon),
             "rope_theta": self.rope_theta,
             "rope_scaling": rope_scaling,
             "sliding_window": self.sliding_window,

@@ -56,3 +56,45 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Resident KiB of the mapping that begins at `start`.
+    #[cfg(target_os = "linux")]
+    fn resident(start: *const u8) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&format!("{:x}-", start as usize)));
+        let rss = lines.find(|line| line.starts_with("Rss:")).unwrap();
+        rss.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn released_pages_leave_memory_and_come_back_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content: Vec<u8> = (0..8_u32 << 20).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        let start = file.bytes().as_ptr();
+        assert_eq!(file.bytes(), content);
+        assert_eq!(resident(start), 8 << 10);
+        file.release(5..content.len() - 3);
+        assert!(resident(start) <= 64, "{} KiB", resident(start));
+        assert_eq!(file.bytes(), content);
+        file.release(content.len()..usize::MAX);
+    }
+
+    #[test]
+    fn small_files_are_read_up_to_the_limit_and_folders_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, [7; 10]).unwrap();
+        assert_eq!(read_small(&path, 10).unwrap(), [7; 10]);
+        assert!(matches!(read_small(&path, 9), Err(Error::Malformed { .. })));
+        assert!(read_small(dir.path(), 10).is_err());
+        assert!(MappedFile::open(dir.path()).is_err());
+    }
+}

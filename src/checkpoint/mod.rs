@@ -28,4 +28,4 @@ pub use weights::{Group, LayerWeights, LinearGroup, LinearWeights, Projection, T
 pub use writer::Writer;
 
 #[cfg(test)]
-mod real_model_tests;
+mod tests;

@@ -34,10 +34,13 @@ pub struct Quantization {
     /// Greedy steps of a rotation.
     pub steps: usize,
     /// Clip ratio of weights.
+    #[serde(with = "decimal")]
     pub weight_clip: f32,
     /// Clip ratio of activations.
+    #[serde(with = "decimal")]
     pub activation_clip: f32,
     /// Exponent of smoothing; 0 for none.
+    #[serde(with = "decimal")]
     pub alpha: f32,
     /// Whether weights have a range symmetric around zero.
     pub weight_symmetric: bool,
@@ -88,6 +91,23 @@ impl Default for Quantization {
     }
 }
 
+/// An `f32` by its shortest decimal digits (0.9, not 0.8999999761581421), which read back as the same number.
+pub(crate) mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn widen(x: f32) -> f64 {
+        x.to_string().parse().ok().filter(|&wide: &f64| wide as f32 == x).unwrap_or(f64::from(x))
+    }
+
+    pub(crate) fn serialize<S: Serializer>(x: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(widen(*x))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+        Ok(f64::deserialize(deserializer)? as f32)
+    }
+}
+
 /// [`Affine`] as `{"bits", "clip", "symmetric"}` or null.
 mod affine {
     use crate::kernels::Affine;
@@ -97,6 +117,7 @@ mod affine {
     #[derive(Serialize, Deserialize)]
     struct Record {
         bits: u32,
+        #[serde(with = "super::decimal")]
         clip: f32,
         symmetric: bool,
     }

@@ -1,5 +1,5 @@
 use super::duquant::DuQuantModel;
-use super::gguf::{GgufModel, tokenizer_json};
+use super::gguf::GgufModel;
 use super::mapped::read_small;
 use super::names::Parameter;
 use super::quantization::{Manifest, Quantization};
@@ -153,10 +153,7 @@ impl Checkpoint {
     /// [`Error::Tokenizer`] when it is of an unsupported kind, [`Error::Io`] when the folder has no `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
         match &self.source {
-            Source::Gguf(model) => {
-                let json = tokenizer_json(&model.gguf)?;
-                Tokenizer::from_json(&self.path, json.to_string().as_bytes())
-            }
+            Source::Gguf(model) => model.gguf.tokenizer(),
             Source::HuggingFace(_) | Source::DuQuant(_) => {
                 let path = self.path.join("tokenizer.json");
                 Tokenizer::from_json(&path, &read_small(&path, TOKENIZER_LIMIT)?)

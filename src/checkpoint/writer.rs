@@ -5,6 +5,7 @@ use super::{Config, Error, Group, LayerWeights, LinearGroup, Quantization, Table
 use crate::kernels::QuantizedMatrix;
 use safetensors::Dtype;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// Writes a DuQuant folder layer by layer; nothing is at the final name before [`Writer::finish`] returns. Dropping it
@@ -235,16 +236,20 @@ fn push_group<'a>(tensors: &mut Vec<OutTensor<'a>>, index: usize, kind: Group, g
 fn push_matrix<'a>(tensors: &mut Vec<OutTensor<'a>>, name: &str, matrix: &'a QuantizedMatrix) {
     let zero_points = pack_zero_points(&matrix.zero_point, matrix.bits);
     let shape: Vec<u8> = [matrix.n, matrix.k].iter().flat_map(|&size| (size as i64).to_le_bytes()).collect();
+    let tensor = |part: &str, dtype, shape: &[usize], bytes: Cow<'a, [u8]>| OutTensor {
+        name: format!("{name}.{part}"),
+        dtype,
+        shape: shape.into(),
+        bytes,
+    };
+    let words = [zero_points.len() / 4];
     // The only 8-byte type comes first, so that every tensor lies at a multiple of its type's size.
-    let parts: [(&str, Dtype, Vec<usize>, std::borrow::Cow<'a, [u8]>); 4] = [
-        ("weight_shape", Dtype::I64, vec![2], shape.into()),
-        ("weight_packed", Dtype::I32, vec![matrix.n, matrix.row_bytes() / 4], matrix.packed.as_slice().into()),
-        ("weight_scale", Dtype::F32, vec![matrix.n], bytemuck::cast_slice(&matrix.scale).into()),
-        ("weight_zero_point", Dtype::I32, vec![zero_points.len() / 4], zero_points.into()),
-    ];
-    for (part, dtype, shape, bytes) in parts {
-        tensors.push(OutTensor { name: format!("{name}.{part}"), dtype, shape, bytes });
-    }
+    tensors.extend([
+        tensor("weight_shape", Dtype::I64, &[2], shape.into()),
+        tensor("weight_packed", Dtype::I32, &[matrix.n, matrix.row_bytes() / 4], matrix.packed.as_slice().into()),
+        tensor("weight_scale", Dtype::F32, &[matrix.n], bytemuck::cast_slice(&matrix.scale).into()),
+        tensor("weight_zero_point", Dtype::I32, &words, zero_points.into()),
+    ]);
 }
 
 /// Zero points in the layout of a row of codes.

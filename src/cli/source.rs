@@ -124,7 +124,12 @@ pub(super) fn writer(
 ) -> Result<Writer> {
     let tokenizer = tokenizer(checkpoint, checkpoint.path())?.to_json()?;
     let (config, json) = (checkpoint.config(), checkpoint.config_json());
-    Ok(Writer::create(out, config, json, quantization, &tokenizer, overwrite)?)
+    let writer = Writer::create(out, config, json, quantization, &tokenizer, overwrite);
+    writer.context(if overwrite {
+        "--overwrite replaces quantized models only"
+    } else {
+        "cannot write the model (--overwrite replaces a quantized one)"
+    })
 }
 
 /// What was measured while a checkpoint was quantized; nothing where it holds no report.

@@ -11,11 +11,16 @@ pub(super) const EVALUATION: &str = include_str!("../../assets/evaluation.txt");
 /// What stands for the bundled text on the command line.
 pub(super) const BUNDLED: &str = "bundled";
 
-/// Reads a text file.
+/// Reads a text file. Line ends of any system are read as a line feed, as Python's text mode does: the WikiText-2 file
+/// that everyone measures on has CR LF, and the perplexities in the literature are of it without.
 pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let Ok(text) = String::from_utf8(bytes) else { bail!("{}: expected UTF-8 text, got other bytes", path.display()) };
-    Ok(text)
+    Ok(line_feeds(text))
+}
+
+fn line_feeds(text: String) -> String {
+    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text }
 }
 
 /// Tokenizes a whole text without a begin token.
@@ -33,7 +38,12 @@ pub(super) fn bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{CALIBRATION, EVALUATION};
+    use super::{CALIBRATION, EVALUATION, line_feeds};
+
+    #[test]
+    fn line_ends_become_line_feeds() {
+        assert_eq!(line_feeds("a\r\n\r\nb\rc\n".into()), "a\n\nb\nc\n");
+    }
 
     #[test]
     fn calibration_and_evaluation_share_no_paragraph() {

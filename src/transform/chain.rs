@@ -136,3 +136,7 @@ fn rotation(
 fn unsupported<T>(what: &'static str, expected: &str, got: usize) -> Result<T, Error> {
     Err(Error::Unsupported { what, expected: expected.into(), got: got.to_string() })
 }
+
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

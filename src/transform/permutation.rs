@@ -173,3 +173,109 @@ fn anneal<R: Rng>(mut permutation: Vec<u32>, outliers: &[f32], block: usize, rng
     let start = zigzag(outliers, block);
     if value(&best) <= value(&start) { best } else { start }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: [PermutationKind; 4] =
+        [PermutationKind::Zigzag, PermutationKind::Random, PermutationKind::Anneal, PermutationKind::None];
+
+    fn is_bijection(permutation: &[u32]) -> bool {
+        let mut sorted = permutation.to_vec();
+        sorted.sort_unstable();
+        sorted.iter().enumerate().all(|(i, &c)| i == c as usize)
+    }
+
+    #[test]
+    fn the_zigzag_goes_back_and_forth_with_two_at_each_end() {
+        // Descending by outlier: channels 3 7 0 4 1 8 5 2 6 10 9 11; three blocks of four.
+        let outliers = [9.0, 7.0, 4.0, 12.0, 8.0, 5.0, 3.0, 11.0, 6.0, 1.0, 2.0, 0.0];
+        let zigzag = permute(PermutationKind::Zigzag, &outliers, 4, 0).unwrap();
+        assert_eq!(zigzag, [3, 8, 5, 11, 7, 1, 2, 9, 0, 4, 6, 10]);
+    }
+
+    #[test]
+    fn ties_keep_the_lower_channel_first() {
+        let zigzag = permute(PermutationKind::Zigzag, &[1.0; 8], 2, 0).unwrap();
+        assert_eq!(zigzag, [0, 7, 1, 6, 2, 5, 3, 4]);
+    }
+
+    #[test]
+    fn annealing_beats_the_zigzag_which_beats_chance() {
+        // A long tail, as activations have it.
+        let outliers: Vec<f32> = (0..256).map(|i| 20.0 / (2.0 + (i * 37 % 256) as f32).sqrt()).collect();
+        let value = |kind| block_variance(&outliers, &permute(kind, &outliers, 16, 5).unwrap(), 16).unwrap();
+        let [zigzag, random, anneal, none] = ALL.map(value);
+        assert!(anneal < 0.5 * zigzag && zigzag < random && zigzag < none, "{anneal} {zigzag} {random} {none}");
+    }
+
+    #[test]
+    fn seeds_are_reproducible() {
+        let outliers: Vec<f32> = (0..64).map(|i| ((i * 29 % 64) as f32).powf(1.5)).collect();
+        for kind in [PermutationKind::Random, PermutationKind::Anneal] {
+            let draw = |seed| permute(kind, &outliers, 8, seed).unwrap();
+            assert_eq!(draw(1), draw(1));
+            assert_ne!(draw(1), draw(2));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_permuted_is_refused() {
+        for kind in ALL {
+            assert!(matches!(permute(kind, &[1.0; 6], 4, 0), Err(Error::Unsupported { what: "block", .. })));
+            assert!(matches!(permute(kind, &[1.0; 6], 0, 0), Err(Error::Unsupported { .. })));
+            assert!(matches!(permute(kind, &[1.0, f32::NAN], 2, 0), Err(Error::NotFinite { row: 1, .. })));
+            assert!(permute(kind, &[], 4, 0).unwrap().is_empty());
+        }
+        assert!(block_variance(&[1.0; 4], &[0, 1, 2], 2).is_err());
+        assert!(block_variance(&[1.0; 4], &[0, 1, 2, 4], 2).is_err());
+        assert!(block_variance(&[1.0; 4], &[0, 1, 2, 3], 3).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_permutation_is_a_bijection(
+            log_block in 0u32..5,
+            blocks in 1usize..9,
+            seed in any::<u64>(),
+            values in prop::collection::vec(0.0f32..100.0, 256),
+        ) {
+            let block = 1 << log_block;
+            let outliers = &values[..block * blocks];
+            for kind in ALL {
+                let permutation = permute(kind, outliers, block, seed).unwrap();
+                prop_assert!(is_bijection(&permutation), "{:?}", kind);
+            }
+            let value = |kind| block_variance(outliers, &permute(kind, outliers, block, seed).unwrap(), block).unwrap();
+            prop_assert!(value(PermutationKind::Anneal) <= value(PermutationKind::Zigzag) * (1.0 + 1e-9));
+        }
+
+        /// Theorem 2: after the zigzag, every block's mean is at most
+        /// `O(1) + (2^n K - 1) (2^(n-1) - 1) / 2^n delta`, with `delta` the largest step between sorted outliers.
+        /// (O(1) alone bounds a mean too.) Beyond the theorem: means differ by `delta (2 K - 1) / 2` at most, since
+        /// the two channels that a block gets in two rounds make up for each other but for the gaps' unevenness.
+        #[test]
+        fn zigzag_means_share_the_bound_of_theorem_2(
+            log_block in 1u32..6,
+            blocks in 1usize..9,
+            values in prop::collection::vec(0.0f32..100.0, 256),
+        ) {
+            let block = 1 << log_block;
+            let outliers = &values[..block * blocks];
+            let permutation = permute(PermutationKind::Zigzag, outliers, block, 0).unwrap();
+            let means = block_means(outliers, &permutation, block).unwrap();
+            let mut sorted: Vec<f64> = outliers.iter().map(|&v| f64::from(v)).collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let delta = sorted.windows(2).fold(0.0f64, |m, w| m.max(w[0] - w[1]));
+            let (n, k) = (block as f64, blocks as f64);
+            let bound = sorted[0] + (n * k - 1.0) * (n / 2.0 - 1.0) / n * delta;
+            prop_assert!(means.iter().all(|&m| m <= bound + 1e-9 && m <= sorted[0] + 1e-9));
+            // Two rounds of a block span at most 2 K - 1 gaps, so its mean is within that of any other's.
+            let spread = means.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v))
+                - means.iter().fold(f64::INFINITY, |m, &v| m.min(v));
+            prop_assert!(spread <= delta * (2.0 * k - 1.0) / 2.0 + 1e-9, "spread {} delta {}", spread, delta);
+        }
+    }
+}

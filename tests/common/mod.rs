@@ -13,13 +13,13 @@ use std::process::{Command, Output};
 
 /// A LLaMA so small that everything runs in a moment: one token a byte.
 #[derive(Clone, Copy)]
-pub struct Tiny {
-    pub layers: usize,
-    pub hidden: usize,
-    pub intermediate: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
+pub(crate) struct Tiny {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
 }
 
 impl Default for Tiny {
@@ -28,11 +28,11 @@ impl Default for Tiny {
     }
 }
 
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 impl Tiny {
     /// Its tensors by their Hugging Face names.
-    pub fn tensors(&self) -> Tensors {
+    pub(crate) fn tensors(&self) -> Tensors {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mut normal = |shape: &[usize], deviation: f32| {
             let draw = |_| deviation * <StandardNormal as Distribution<f32>>::sample(&StandardNormal, &mut rng);
@@ -58,12 +58,12 @@ impl Tiny {
     }
 
     /// Writes it as a Hugging Face folder.
-    pub fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path) {
         self.write_with(folder, &self.tensors());
     }
 
     /// Writes it with other tensors.
-    pub fn write_with(&self, folder: &Path, tensors: &Tensors) {
+    pub(crate) fn write_with(&self, folder: &Path, tensors: &Tensors) {
         std::fs::create_dir_all(folder).unwrap();
         let config = json!({
             "architectures": ["LlamaForCausalLM"],
@@ -123,7 +123,7 @@ fn tokenizer() -> Value {
 
 /// SmolLM2-135M where it is at hand: `DUQUANT_MODEL`, or where `duquant demo` keeps it. Where it is missing the test says
 /// so and passes, but never in CI, which must bring it.
-pub fn smollm2(test: &str) -> Option<PathBuf> {
+pub(crate) fn smollm2(test: &str) -> Option<PathBuf> {
     let named = std::env::var_os("DUQUANT_MODEL").map(PathBuf::from);
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
@@ -140,19 +140,19 @@ pub fn smollm2(test: &str) -> Option<PathBuf> {
 }
 
 /// This program with some arguments, its cache where no model is.
-pub fn duquant(folder: &Path, args: &[&str]) -> Command {
+pub(crate) fn duquant(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_duquant"));
     command.current_dir(folder).args(args).env("XDG_CACHE_HOME", folder.join("cache"));
     command
 }
 
 /// Runs the program and waits.
-pub fn run(folder: &Path, args: &[&str]) -> Output {
+pub(crate) fn run(folder: &Path, args: &[&str]) -> Output {
     duquant(folder, args).output().unwrap()
 }
 
 /// Runs the program with `--json`; all of its standard output must be one object.
-pub fn json_of(folder: &Path, args: &[&str]) -> Value {
+pub(crate) fn json_of(folder: &Path, args: &[&str]) -> Value {
     let output = duquant(folder, args).arg("--json").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");

@@ -6,9 +6,8 @@ mod tokenizer;
 
 pub use blocks::BlockType;
 pub(crate) use model::GgufModel;
-pub(crate) use tokenizer::tokenizer_json;
 
-use super::Error;
+use super::{Error, Tokenizer};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -106,6 +105,16 @@ impl Gguf {
             }
         }
         Ok(Self { path: path.into(), metadata, tensors })
+    }
+
+    /// The tokenizer that the metadata describe.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a model other than `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE), an unknown
+    /// pre-tokenizer, or arrays that do not fit each other; [`Error::Config`] for metadata of the wrong type.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        let json = tokenizer::tokenizer_json(self)?;
+        Tokenizer::from_json(&self.path, json.to_string().as_bytes())
     }
 
     /// The values of a tensor, row-major. `bytes` is the file that was parsed.

@@ -29,7 +29,7 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 /// # Errors
 /// [`Error::Tokenizer`] for a model other than `gpt2` (byte-level BPE) and `llama` (SentencePiece BPE), an unknown
 /// pre-tokenizer, or arrays that do not fit each other; [`Error::Config`] for metadata of the wrong type.
-pub(crate) fn tokenizer_json(gguf: &Gguf) -> Result<Value, Error> {
+pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value, Error> {
     let bad = |what: String| Error::tokenizer(&gguf.path, what);
     let tokens = gguf.strings("tokenizer.ggml.tokens")?;
     let tokens = tokens.ok_or_else(|| bad("tokenizer.ggml.tokens is missing".into()))?;

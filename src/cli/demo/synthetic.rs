@@ -128,6 +128,7 @@ fn write(folder: &Path) -> Result<()> {
         "torch_dtype": "float32",
     });
     std::fs::write(folder.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
+    std::fs::write(folder.join("tokenizer.json"), serde_json::to_vec(&tokenizer())?)?;
     let tensors = tensors();
     let views = tensors
         .iter()
@@ -138,6 +139,17 @@ fn write(folder: &Path) -> Result<()> {
         .collect::<Result<BTreeMap<_, _>>>()?;
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))?;
     Ok(())
+}
+
+/// One word a token, `<0>` to `<255>`: nothing is ever tokenized with it, but a checkpoint has a tokenizer.
+fn tokenizer() -> serde_json::Value {
+    let vocabulary: BTreeMap<String, usize> = (0..VOCABULARY).map(|token| (format!("<{token}>"), token)).collect();
+    serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<0>"},
+    })
 }
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;

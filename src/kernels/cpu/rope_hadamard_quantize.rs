@@ -1,5 +1,5 @@
 use super::kv_cache::{HeadLayout, KeyWriter, KvCache, MAX_HEAD_DIM, ValueWriter, Writer};
-use super::lanes::{self, Kernel, Lanes, Level, Row};
+use super::lanes::{self, Kernel, LANES, Lanes, Level, Row};
 use super::tiles::{Aligned, SharedMut};
 use super::{Isa, RopeTable};
 use crate::kernels::error::check_length;
@@ -244,13 +244,13 @@ impl Kernel for Tile<'_> {
         let d = layout.head_dim;
         let group = call.heads / call.kv_heads;
         let width = (call.heads + 2 * call.kv_heads) * d;
+        // Codes past the head's channels stay 0.
+        let (mut values, mut codes) = ([0.0; MAX_HEAD_DIM], [0; MAX_HEAD_DIM]);
         for t in self.first..self.last {
             let row = &call.qkv[t * width..(t + 1) * width];
             let (cos, sin) = call.rope.row(call.position + t);
             let slot = call.start + t;
             for (h, x) in row.chunks_exact(d).enumerate() {
-                let mut values = [0.0; MAX_HEAD_DIM];
-                let mut codes = [0; MAX_HEAD_DIM];
                 let values = &mut values[..d];
                 if h < call.heads + call.kv_heads {
                     rotate(l, x, cos, sin, values);
@@ -317,13 +317,19 @@ fn rotate<L: Lanes>(l: L, x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) 
     let half = x.len() / 2;
     let (a, b) = x.split_at(half);
     let (low, high) = out.split_at_mut(half);
-    let mut i = 0;
-    while i < half {
-        let end = (i + 16).min(half);
-        let (x, y) = (l.load_tail(&a[i..end], 0.0), l.load_tail(&b[i..end], 0.0));
-        let (c, s) = (l.load_tail(&cos[i..end], 0.0), l.load_tail(&sin[i..end], 0.0));
-        l.store_tail(l.fnma(y, s, l.mul(x, c)), &mut low[i..end]);
-        l.store_tail(l.fma(x, s, l.mul(y, c)), &mut high[i..end]);
-        i = end;
+    let ((xs, x_tail), (ys, y_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let ((cs, c_tail), (ss, s_tail)) = (cos.as_chunks::<LANES>(), sin.as_chunks::<LANES>());
+    let (lows, low_tail) = low.as_chunks_mut::<LANES>();
+    let (highs, high_tail) = high.as_chunks_mut::<LANES>();
+    for i in 0..xs.len() {
+        let (x, y, c, s) = (l.load(&xs[i]), l.load(&ys[i]), l.load(&cs[i]), l.load(&ss[i]));
+        l.store(l.fnma(y, s, l.mul(x, c)), &mut lows[i]);
+        l.store(l.fma(x, s, l.mul(y, c)), &mut highs[i]);
+    }
+    if !x_tail.is_empty() {
+        let (x, y) = (l.load_tail(x_tail, 0.0), l.load_tail(y_tail, 0.0));
+        let (c, s) = (l.load_tail(c_tail, 0.0), l.load_tail(s_tail, 0.0));
+        l.store_tail(l.fnma(y, s, l.mul(x, c)), low_tail);
+        l.store_tail(l.fma(x, s, l.mul(y, c)), high_tail);
     }
 }

@@ -3,8 +3,8 @@ use rayon::prelude::*;
 use super::super::matmul::{Right, multiply};
 use super::screen::{Candidate, Screen, Thresholds};
 
-/// Rows of one unit of parallel work. A constant, so that threads cannot change which products are computed together.
-const TILE: usize = 128;
+/// Rows of one unit of parallel work.
+const TILE: usize = 64;
 /// Rows of the first look, and the most that are looked at before the bound is taken again.
 const FIRST_WAVE: usize = 64;
 const LARGEST_WAVE: usize = 4096;
@@ -163,9 +163,11 @@ impl<'a> Rows<'a> {
             for &row in rows {
                 gathered.extend_from_slice(&x[row as usize * block..(row as usize + 1) * block]);
             }
-            products.resize(gathered.len(), 0.0);
-            multiply(gathered, r, Right::Plain, (rows.len(), block, block), 1.0, products);
-            tile_extremes(products, block, rows)
+            // Always the same shape, so that a row's products do not depend on how many others there are.
+            gathered.resize(TILE * block, 0.0);
+            products.resize(TILE * block, 0.0);
+            multiply(gathered, r, Right::Plain, (TILE, block, block), 1.0, products);
+            tile_extremes(&products[..rows.len() * block], block, rows)
         };
         if rows.len() <= TILE {
             return tile(&mut Default::default(), rows);

@@ -10,6 +10,10 @@ use std::arch::x86_64::*;
 /// Rows of the weight that are summed at a time.
 pub(super) const ROWS: usize = 4;
 
+/// Bytes of the weight that are asked for ahead of their use.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 8192;
+
 /// A type that weights are stored in.
 pub(super) trait Element: Copy + Send + Sync {
     /// The number as `f32`, exactly.
@@ -232,6 +236,16 @@ fn portable<W: Element, const R: usize, const T: usize>(x: &[f32], w: &[W], k: u
     sums
 }
 
+/// Asks for `count` numbers from `at` on, which may lie anywhere.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch<W>(at: *const W, count: usize) {
+    for line in 0..(count * size_of::<W>()).div_ceil(64) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(line * 64)) };
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn avx512<W: Element, const R: usize, const T: usize>(x: &[f32], w: &[W], k: usize) -> [[f32; R]; T] {
@@ -239,6 +253,8 @@ unsafe fn avx512<W: Element, const R: usize, const T: usize>(x: &[f32], w: &[W],
     let mut at = 0;
     while at < k {
         let mask = if k - at >= 16 { u16::MAX } else { (1 << (k - at)) - 1 };
+        // The next rows follow in memory; the hardware does not see that through `R` short streams.
+        prefetch(w.as_ptr().wrapping_add(AHEAD / size_of::<W>() + at * R), 16 * R);
         let mut tokens = [_mm512_setzero_ps(); T];
         for i in 0..T {
             // SAFETY: the mask keeps the load inside row i.

@@ -7,24 +7,29 @@
 //! it cannot know which thread it is on.
 
 use super::pack::{BLOCK, PANEL};
-use super::parallel;
-use super::task::Task;
+use super::task::{Output, Task};
+use super::{avx512, parallel};
 use rayon::prelude::*;
 use std::arch::asm;
 use std::arch::x86_64::{
-    _mm512_and_si512, _mm512_loadu_si512, _mm512_set1_epi8, _mm512_srli_epi16, _mm512_storeu_si512,
+    _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_loadu_si512, _mm512_set1_epi8, _mm512_srli_epi16,
+    _mm512_store_si512,
 };
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Bytes of a tile: 16 rows of 64.
 const TILE: usize = 1024;
-/// Most blocks of 64 input channels in a stretch: two panels of them take 32 KB of the L1 cache.
-const STRETCH: usize = 16;
+/// Most blocks of 64 input channels in a stretch. Two panels of weights take 18 KB, two groups of tokens as much, and the
+/// sums 4 KB: together they fit an L1 cache of 48 KB, where weights stay while groups pass.
+const STRETCH: usize = 9;
 /// Most tokens of a job.
 const TOKENS: usize = 512;
 /// Bytes of activations that a job keeps coming back to; half of a 2 MiB L2 cache.
 const ACTIVATION_BYTES: usize = 1 << 20;
+
+/// Products of four tiles that a job should hold at least, some 10 microseconds.
+const PRODUCTS: usize = 256;
 
 #[repr(C, align(64))]
 struct Aligned<T>(T);
@@ -56,11 +61,15 @@ pub(super) fn run(task: &Task, workspace: &mut [u8]) {
     let parts = groups.div_ceil(most);
     let per_part = groups.div_ceil(parts).next_multiple_of(2);
     let parts = groups.div_ceil(per_part);
-    parallel(parts * pairs, |job| {
-        let (part, pair) = (job / pairs, job % pairs);
+    // Configuring tiles costs some hundred cycles and a fork more, so that a job should hold many products of tiles.
+    let products = (blocks * per_part.min(groups).div_ceil(2)).max(1);
+    let width = (PRODUCTS / products).clamp(1, (pairs / 4).max(1));
+    let across = pairs.div_ceil(width);
+    parallel(parts * across, |job| {
+        let (part, first) = (job / across, job % across * width);
         let range = part * per_part..((part + 1) * per_part).min(groups);
         // SAFETY: jobs are disjoint rectangles of the output; `plan` made sure that AMX is granted.
-        unsafe { self::job(task, tiles, range, pair * 2) };
+        unsafe { self::job(task, tiles, range, first..(first + width).min(pairs)) };
     });
 }
 
@@ -73,13 +82,17 @@ fn repack(task: &Task, tiles: &mut [u8]) {
     let group = |(group, tiles): (usize, &mut [u8])| {
         for row in 0..16 {
             let t = group * 16 + row;
-            let codes = (t < task.tokens).then(|| &task.codes[t * task.stride..][..blocks * BLOCK]);
-            for (block, tile) in tiles.chunks_exact_mut(TILE).enumerate() {
-                let to = &mut tile[row * 64..row * 64 + 64];
-                match codes {
-                    Some(codes) => to.copy_from_slice(&codes[block * BLOCK..(block + 1) * BLOCK]),
-                    None => to.fill(0),
+            let to = tiles[row * 64..].chunks_mut(TILE);
+            if t < task.tokens {
+                let codes = task.codes[t * task.stride..][..blocks * BLOCK].as_chunks::<BLOCK>().0;
+                for (to, codes) in to.zip(codes) {
+                    // A fixed length, so that this is one load and one store.
+                    if let Some(to) = to.first_chunk_mut::<BLOCK>() {
+                        *to = *codes;
+                    }
                 }
+            } else {
+                to.for_each(|to| to[..BLOCK].fill(0));
             }
         }
     };
@@ -90,127 +103,208 @@ fn repack(task: &Task, tiles: &mut [u8]) {
     }
 }
 
-/// The groups of 16 tokens `groups` by the panels `panel` and `panel + 1`.
+/// The groups of 16 tokens `groups` by the pairs of panels `pairs`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
+unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, pairs: Range<usize>) {
+    // SAFETY: the configuration is 64 readable bytes of palette 1, and what is configured here is released here.
+    unsafe {
+        asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
+        for pair in pairs {
+            if groups.len() <= 2 {
+                few(task, tiles, groups.clone(), pair * 2);
+            } else {
+                many(task, tiles, groups.clone(), pair * 2);
+            }
+        }
+        asm!("tilerelease", options(nostack, nomem));
+    }
+}
+
+/// One or two groups: the sums stay in the tiles, and each block is unpacked just before it is used, so that unpacking
+/// the next one overlaps with multiplying this one.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn few(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
+    const RING: usize = 4;
+    let mut weights = MaybeUninit::<Aligned<[u8; 2 * RING * TILE]>>::uninit();
+    let mut sums = MaybeUninit::<Aligned<[i32; 1024]>>::uninit();
+    let (weights, sums) = (weights.as_mut_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<i32>());
+    let blocks = task.weights.blocks();
+    let two = groups.len() == 2;
+    let block_bytes = task.weights.block_bytes();
+    let packed = task.weights.panel(panel, 2).as_ptr();
+    // SAFETY: blocks of both panels and of the groups exist; the ring has `RING` pairs of tiles and `sums` four tiles.
+    unsafe {
+        let a = tiles.as_ptr().add(groups.start * blocks * TILE);
+        zero();
+        for block in 0..blocks {
+            let b = weights.add(block % RING * 2 * TILE);
+            for p in 0..2 {
+                let packed = packed.add((p * blocks + block) * block_bytes);
+                prefetch(packed.wrapping_add(AHEAD), block_bytes / 64);
+                unpack(task.weights.nibbles(), packed, b.add(p * TILE));
+            }
+            let a = a.add(block * TILE);
+            if two { step_two(a, a.add(blocks * TILE), b) } else { step_one(a, b) }
+        }
+        store(sums, two);
+        finish(task, groups.start, sums, panel);
+    }
+}
+
+/// Bytes of packed weights that are asked for ahead of their use.
+const AHEAD: usize = 4096;
+
+/// Asks for `lines` cache lines from `at` on, which may lie anywhere.
+#[inline(always)]
+fn prefetch(at: *const u8, lines: usize) {
+    for line in 0..lines {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line * 64).cast()) };
+    }
+}
+
+/// Asks for the cache lines of the output of some tokens by two panels, to write them: they arrive while tiles are
+/// multiplied, where stores that miss would hold up everything behind them.
+#[inline(always)]
+fn own(task: &Task, tokens: Range<usize>, panel: usize) {
+    let n = task.weights.n();
+    let out = match task.output {
+        Output::Float { y, .. } => y.cast::<u8>(),
+        Output::Integer(out) => out.cast::<u8>(),
+    };
+    for t in tokens {
+        let at = out.wrapping_add(4 * (t * n + panel * PANEL));
+        // SAFETY: a prefetch changes no state and may name any address.
+        unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) at, options(nostack, readonly)) };
+    }
+}
+
+/// Many groups: a stretch of both panels is unpacked into the L1 cache and all groups run over it, while the sums wait
+/// in a buffer.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn many(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
     let mut weights = MaybeUninit::<Aligned<[u8; 2 * STRETCH * TILE]>>::uninit();
     let mut sums = MaybeUninit::<Aligned<[i32; 32 * TOKENS]>>::uninit();
     let (weights, sums) = (weights.as_mut_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<i32>());
     let blocks = task.weights.blocks();
     let stretches = blocks.div_ceil(STRETCH).max(1);
     let stretch = blocks.div_ceil(stretches);
-    // SAFETY: the configuration is 64 readable bytes of palette 1.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
+    let block_bytes = task.weights.block_bytes();
+    let packed = task.weights.panel(panel, 2).as_ptr();
     for s in 0..stretches {
         let first = s * stretch;
         let count = stretch.min(blocks - first);
-        // SAFETY: `count <= STRETCH` blocks of each panel are written; `first + count <= blocks`.
-        unsafe {
-            unpack(task, panel, first, count, weights);
-            unpack(task, panel + 1, first, count, weights.add(STRETCH * TILE));
+        for block in 0..count {
+            for p in 0..2 {
+                // SAFETY: `first + count <= blocks`, and `weights` has room for `STRETCH` blocks of both panels.
+                unsafe {
+                    let packed = packed.add((p * blocks + first + block) * block_bytes);
+                    unpack(task.weights.nibbles(), packed, weights.add((block * 2 + p) * TILE));
+                }
+            }
         }
-        let mut group = groups.start;
-        while group < groups.end {
+        // The next stretch, or the first one of the next pair of panels, comes while this one is multiplied.
+        let next = if s + 1 == stretches { 2 * blocks } else { first + count };
+        let lines = (count * block_bytes / 64).div_ceil(groups.len().div_ceil(2));
+        let last = s + 1 == stretches;
+        for group in groups.clone().step_by(2) {
             let two = group + 1 < groups.end;
+            let ahead = next * block_bytes + (group - groups.start) / 2 * lines * 64;
+            prefetch(packed.wrapping_add(ahead), lines);
+            prefetch(packed.wrapping_add(ahead + blocks * block_bytes), lines);
             // SAFETY: sums of group g are 16 tokens by 32 channels at 512 (g - start), and there are at most TOKENS / 16
             // groups; tiles of a group are `blocks` long.
             unsafe {
                 let c = sums.add((group - groups.start) * 512);
                 let a = tiles.as_ptr().add((group * blocks + first) * TILE);
-                multiply(a, two.then(|| a.add(blocks * TILE)), weights, count, c, s == 0);
-                if s + 1 == stretches {
-                    finish(task, group, c, panel);
+                if s == 0 {
+                    zero()
+                } else {
+                    load(c, two)
+                }
+                for block in 0..count {
+                    let (a, b) = (a.add(block * TILE), weights.add(block * 2 * TILE));
                     if two {
-                        finish(task, group + 1, c.add(512), panel);
+                        step_two(a, a.add(blocks * TILE), b)
+                    } else {
+                        step_one(a, b)
+                    }
+                    if last {
+                        own(task, group * 16 + block * 32 / count..group * 16 + (block + 1) * 32 / count, panel);
                     }
                 }
+                store(c, two);
+                if last {
+                    finish(task, group, c, panel);
+                }
             }
-            group += 2;
         }
     }
-    // SAFETY: releases what this job configured.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
-/// Blocks `first..first + count` of a panel, one code a byte, to `out`, `[count][16 quads][16 channels][4]`.
+/// One block of a panel to one code a byte, `[16 quads][16 channels][4]`.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn unpack(task: &Task, panel: usize, first: usize, count: usize, out: *mut u8) {
-    let block_bytes = task.weights.block_bytes();
-    let packed = &task.weights.panel(panel, 1)[first * block_bytes..(first + count) * block_bytes];
-    if !task.weights.nibbles() {
-        // SAFETY: `out` has room for `count` blocks of 1024 bytes, which is what `packed` is.
-        unsafe { std::ptr::copy_nonoverlapping(packed.as_ptr(), out, packed.len()) };
-        return;
-    }
+unsafe fn unpack(nibbles: bool, packed: *const u8, out: *mut u8) {
     let mask = _mm512_set1_epi8(15);
-    for i in 0..packed.len() / 64 {
-        // SAFETY: as above; nibbles double in size.
-        unsafe {
-            let both = _mm512_loadu_si512(packed.as_ptr().add(i * 64).cast());
-            _mm512_storeu_si512(out.add(i * 128).cast(), _mm512_and_si512(both, mask));
-            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-            _mm512_storeu_si512(out.add(i * 128 + 64).cast(), high);
+    // SAFETY: the caller vouches for a block at `packed` (512 bytes of nibbles or 1024 of bytes) and a tile at `out`.
+    unsafe {
+        if nibbles {
+            for row in 0..8 {
+                let both = _mm512_loadu_si512(packed.add(row * 64).cast());
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+                _mm512_store_si512(out.add(row * 128).cast(), _mm512_and_si512(both, mask));
+                _mm512_store_si512(out.add(row * 128 + 64).cast(), high);
+            }
+        } else {
+            for row in 0..16 {
+                _mm512_store_si512(out.add(row * 64).cast(), _mm512_loadu_si512(packed.add(row * 64).cast()));
+            }
         }
     }
 }
 
-/// `c (+)= a b` over `count` blocks, for one or two groups of tokens by two panels. `c` is `[group][panel][16][16]`.
-unsafe fn multiply(a0: *const u8, a1: Option<*const u8>, b: *const u8, count: usize, c: *mut i32, first: bool) {
-    // SAFETY: in all of this function tiles are configured as 16 rows of 64 bytes, and the caller vouches for `count`
-    // tiles behind each of `a0`, `a1`, `b` and `b + STRETCH * TILE` and for four (or two) tiles at `c`.
+// The tiles: sums of 16 tokens by 16 channels in tmm0 to tmm3 (`[group][panel]`), activations of two groups in tmm4 and
+// tmm5, weights of two panels in tmm6 and tmm7. The compiler itself never uses tile registers, so they keep their
+// contents from one `asm!` to the next.
+
+#[inline(always)]
+unsafe fn zero() {
+    // SAFETY: the caller has configured the tiles.
+    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) };
+}
+
+/// Loads the sums of one or two groups, two tiles each.
+#[inline(always)]
+unsafe fn load(c: *const i32, two: bool) {
+    // SAFETY: the caller has configured the tiles and has so many tiles at `c`.
     unsafe {
-        if first {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
-        } else {
+        asm!(
+            "tileloadd tmm0, [{c} + {s}]",
+            "tileloadd tmm1, [{c} + {s} + 1024]",
+            c = in(reg) c, s = in(reg) 64_usize, options(nostack, readonly)
+        );
+        if two {
             asm!(
-                "tileloadd tmm0, [{c} + {s}]",
-                "tileloadd tmm1, [{c} + {s} + 1024]",
+                "tileloadd tmm2, [{c} + {s} + 2048]",
+                "tileloadd tmm3, [{c} + {s} + 3072]",
                 c = in(reg) c, s = in(reg) 64_usize, options(nostack, readonly)
             );
-            if a1.is_some() {
-                asm!(
-                    "tileloadd tmm2, [{c} + {s} + 2048]",
-                    "tileloadd tmm3, [{c} + {s} + 3072]",
-                    c = in(reg) c, s = in(reg) 64_usize, options(nostack, readonly)
-                );
-            }
         }
-        if let Some(a1) = a1 {
-            for block in 0..count {
-                let at = block * TILE;
-                asm!(
-                    "tileloadd tmm6, [{b} + {s}]",
-                    "tileloadd tmm4, [{a0} + {s}]",
-                    "tdpbuud tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b} + {s} + {panel}]",
-                    "tdpbuud tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{a1} + {s}]",
-                    "tdpbuud tmm2, tmm5, tmm6",
-                    "tdpbuud tmm3, tmm5, tmm7",
-                    a0 = in(reg) a0.add(at), a1 = in(reg) a1.add(at), b = in(reg) b.add(at), s = in(reg) 64_usize,
-                    panel = const STRETCH * TILE, options(nostack, readonly)
-                );
-            }
-        } else {
-            for block in 0..count {
-                let at = block * TILE;
-                asm!(
-                    "tileloadd tmm6, [{b} + {s}]",
-                    "tileloadd tmm4, [{a0} + {s}]",
-                    "tdpbuud tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b} + {s} + {panel}]",
-                    "tdpbuud tmm1, tmm4, tmm7",
-                    a0 = in(reg) a0.add(at), b = in(reg) b.add(at), s = in(reg) 64_usize,
-                    panel = const STRETCH * TILE, options(nostack, readonly)
-                );
-            }
-        }
+    }
+}
+
+/// Stores what [`load`] loads.
+#[inline(always)]
+unsafe fn store(c: *mut i32, two: bool) {
+    // SAFETY: the caller has configured the tiles and has room for so many tiles at `c`.
+    unsafe {
         asm!(
             "tilestored [{c} + {s}], tmm0",
             "tilestored [{c} + {s} + 1024], tmm1",
             c = in(reg) c, s = in(reg) 64_usize, options(nostack)
         );
-        if a1.is_some() {
+        if two {
             asm!(
                 "tilestored [{c} + {s} + 2048], tmm2",
                 "tilestored [{c} + {s} + 3072], tmm3",
@@ -220,16 +314,52 @@ unsafe fn multiply(a0: *const u8, a1: Option<*const u8>, b: *const u8, count: us
     }
 }
 
-/// The epilogue of 16 tokens by two panels.
+/// Adds one block of one group by two panels.
+#[inline(always)]
+unsafe fn step_one(a: *const u8, b: *const u8) {
+    // SAFETY: the caller has configured the tiles and has a tile at each pointer.
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{b} + {s}]",
+            "tileloadd tmm4, [{a0} + {s}]",
+            "tdpbuud tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {s} + 1024]",
+            "tdpbuud tmm1, tmm4, tmm7",
+            a0 = in(reg) a, b = in(reg) b, s = in(reg) 64_usize, options(nostack, readonly)
+        );
+    }
+}
+
+/// Adds one block of two groups by two panels.
+#[inline(always)]
+unsafe fn step_two(a0: *const u8, a1: *const u8, b: *const u8) {
+    // SAFETY: the caller has configured the tiles and has a tile at each pointer.
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{b} + {s}]",
+            "tileloadd tmm4, [{a0} + {s}]",
+            "tdpbuud tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {s} + 1024]",
+            "tdpbuud tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {s}]",
+            "tdpbuud tmm2, tmm5, tmm6",
+            "tdpbuud tmm3, tmm5, tmm7",
+            a0 = in(reg) a0, a1 = in(reg) a1, b = in(reg) b, s = in(reg) 64_usize,
+            options(nostack, readonly)
+        );
+    }
+}
+
+/// The epilogue of one or two groups by two panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn finish(task: &Task, group: usize, c: *const i32, panel: usize) {
-    for p in panel..(panel + 2).min(task.weights.panels()) {
-        for row in 0..16.min(task.tokens - group * 16) {
-            // SAFETY: `c` holds 16 by 16 sums a panel; the elements belong to this job.
-            unsafe {
-                let acc = &*c.add((p - panel) * 256 + row * PANEL).cast::<[i32; PANEL]>();
-                task.finish(group * 16 + row, p, acc, 0);
-            }
+    let first = group * 16;
+    let count = 32.min(task.tokens - first);
+    for p in 0..(task.weights.panels() - panel).min(2) {
+        // SAFETY: `c` holds 16 by 16 sums for each panel of each group; the elements belong to this job.
+        unsafe {
+            let acc = |row: usize| _mm512_loadu_si512(c.add(row / 16 * 512 + p * 256 + row % 16 * PANEL).cast());
+            avx512::finish(task, first, count, panel + p, 0, acc);
         }
     }
 }

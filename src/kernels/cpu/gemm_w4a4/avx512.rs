@@ -2,10 +2,12 @@
 //! broadcast activation codes.
 
 use super::pack::PANEL;
-use super::task::Task;
+use super::task::{Output, Task};
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_si512, _mm512_xor_si512,
+    __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_srli_epi16, _mm512_sub_epi32, _mm512_xor_si512,
 };
 use std::ops::Range;
 
@@ -118,13 +120,63 @@ unsafe fn tile<const NIBBLES: bool, const SIDES: u8, const T: usize, const P: us
         }
     }
     let offset = if SIDES == SHIFTED_WEIGHTS { 128 } else { 0 };
-    for i in 0..T {
-        for p in 0..P {
-            let mut acc = [0_i32; PANEL];
-            // SAFETY: `acc` is 64 bytes; the element range belongs to the caller.
-            unsafe {
-                _mm512_storeu_si512(acc.as_mut_ptr().cast(), _mm512_add_epi32(even[i][p], odd[i][p]));
-                task.finish(t + i, panel + p, &acc, offset);
+    for p in 0..P {
+        // SAFETY: the element range belongs to the caller.
+        unsafe { finish(task, t, T, panel + p, offset, |i| _mm512_add_epi32(even[i][p], odd[i][p])) };
+    }
+}
+
+/// [`Task::finish`] in registers for `count` tokens from `t` on: the same operations in the same order. `acc` gives the
+/// sums of the token `t + i`.
+///
+/// # Safety
+/// The machine has the features; `t + count <= tokens`, `panel < weights.panels()`, and no other thread touches these
+/// elements of the output.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn finish(
+    task: &Task,
+    t: usize,
+    count: usize,
+    panel: usize,
+    offset: i32,
+    acc: impl Fn(usize) -> __m512i,
+) {
+    let (n, first) = (task.weights.n(), panel * PANEL);
+    let width = (n - first).min(PANEL);
+    let mask = (u32::MAX >> (32 - width)) as u16;
+    let per_token = (&task.zero_point[t..t + count], &task.row_sum[t..t + count], &task.scale[t..t + count]);
+    // SAFETY: per-channel numbers are padded to whole panels; the mask keeps bias and output inside their rows.
+    unsafe {
+        let zw = _mm512_loadu_si512(task.weights.zero_point.as_ptr().add(first).cast());
+        let zw = _mm512_sub_epi32(zw, _mm512_set1_epi32(offset));
+        let c = _mm512_loadu_si512(task.weights.centred_sum.as_ptr().add(first).cast());
+        let sw = _mm512_loadu_ps(task.weights.scale.as_ptr().add(first));
+        let integers = |i: usize| {
+            let zx = _mm512_set1_epi32(per_token.0[i]);
+            let rs = _mm512_set1_epi32(per_token.1[i]);
+            _mm512_sub_epi32(_mm512_sub_epi32(acc(i), _mm512_mullo_epi32(zw, rs)), _mm512_mullo_epi32(zx, c))
+        };
+        match task.output {
+            Output::Integer(out) => {
+                for i in 0..count {
+                    _mm512_mask_storeu_epi32(out.add((t + i) * n + first), mask, integers(i));
+                }
+            }
+            Output::Float { y, bias, accumulate } => {
+                let bias = bias.map(|bias| _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(first)));
+                for i in 0..count {
+                    let sx = _mm512_set1_ps(per_token.2[i]);
+                    let mut value = _mm512_mul_ps(_mm512_mul_ps(sx, sw), _mm512_cvtepi32_ps(integers(i)));
+                    if let Some(bias) = bias {
+                        value = _mm512_add_ps(value, bias);
+                    }
+                    let y = y.add((t + i) * n + first);
+                    if accumulate {
+                        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y));
+                    }
+                    _mm512_mask_storeu_ps(y, mask, value);
+                }
             }
         }
     }

@@ -254,8 +254,8 @@ impl GemmW4A4 {
     }
 }
 
-/// From so many tokens on tiles beat registers.
-const AMX_TOKENS: usize = 8;
+/// From so many tokens on tiles beat registers: few tokens fill a tile badly, but the weights are read once.
+const AMX_TOKENS: usize = 5;
 
 /// A kernel over a range of tokens and one of panels.
 type Kernel = unsafe fn(&Task, Range<usize>, Range<usize>);

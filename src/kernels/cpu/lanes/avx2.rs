@@ -112,27 +112,45 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn butterfly<const H: usize>(self, v: Self::F) -> Self::F {
-        if H == 8 {
-            return unsafe { [_mm256_add_ps(v[1], v[0]), _mm256_sub_ps(v[0], v[1])] };
+    fn swap<const H: usize>(self, v: Self::F) -> Self::F {
+        unsafe {
+            match H {
+                1 => [_mm256_permute_ps::<0b10_11_00_01>(v[0]), _mm256_permute_ps::<0b10_11_00_01>(v[1])],
+                2 => [_mm256_permute_ps::<0b01_00_11_10>(v[0]), _mm256_permute_ps::<0b01_00_11_10>(v[1])],
+                4 => [_mm256_permute2f128_ps::<1>(v[0], v[0]), _mm256_permute2f128_ps::<1>(v[1], v[1])],
+                _ => [v[1], v[0]],
+            }
         }
-        let mut out = v;
+    }
+
+    #[inline(always)]
+    fn first(self, v: Self::F) -> f32 {
+        unsafe { _mm256_cvtss_f32(v[0]) }
+    }
+
+    #[inline(always)]
+    fn sum_int(self, v: Self::I) -> i32 {
+        let mut all = [0; 16];
+        self.store_int(v, &mut all);
+        let mut sum = 0;
+        for x in all {
+            sum += x;
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn butterfly<const H: usize>(self, v: Self::F) -> Self::F {
+        let other = self.swap::<H>(v);
+        let (sum, difference) = (self.add(other, v), self.sub(other, v));
+        let mut out = sum;
         for i in 0..2 {
-            let v = v[i];
             out[i] = unsafe {
                 match H {
-                    1 => {
-                        let other = _mm256_permute_ps::<0b10_11_00_01>(v);
-                        _mm256_blend_ps::<0xAA>(_mm256_add_ps(other, v), _mm256_sub_ps(other, v))
-                    }
-                    2 => {
-                        let other = _mm256_permute_ps::<0b01_00_11_10>(v);
-                        _mm256_blend_ps::<0xCC>(_mm256_add_ps(other, v), _mm256_sub_ps(other, v))
-                    }
-                    _ => {
-                        let other = _mm256_permute2f128_ps::<1>(v, v);
-                        _mm256_blend_ps::<0xF0>(_mm256_add_ps(other, v), _mm256_sub_ps(other, v))
-                    }
+                    1 => _mm256_blend_ps::<0xAA>(sum[i], difference[i]),
+                    2 => _mm256_blend_ps::<0xCC>(sum[i], difference[i]),
+                    4 => _mm256_blend_ps::<0xF0>(sum[i], difference[i]),
+                    _ => [sum[0], difference[1]][i],
                 }
             };
         }
@@ -144,7 +162,7 @@ impl Lanes for Avx2 {
         let (mut all, mut out) = ([0.0; 16], [0.0; 16]);
         self.store(v, &mut all);
         self.store(fill, &mut out);
-        for i in low..high.min(16) {
+        for i in (0..16).filter(|i| (low..high).contains(i)) {
             out[i] = all[i];
         }
         self.load(&out)

@@ -100,16 +100,37 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn butterfly<const H: usize>(self, v: Self::F) -> Self::F {
+    fn swap<const H: usize>(self, v: Self::F) -> Self::F {
         unsafe {
-            let (other, odd) = match H {
-                1 => (_mm512_permute_ps::<0b10_11_00_01>(v), 0xAAAA),
-                2 => (_mm512_permute_ps::<0b01_00_11_10>(v), 0xCCCC),
-                4 => (_mm512_shuffle_f32x4::<0b10_11_00_01>(v, v), 0xF0F0),
-                _ => (_mm512_shuffle_f32x4::<0b01_00_11_10>(v, v), 0xFF00),
-            };
-            _mm512_mask_sub_ps(_mm512_add_ps(other, v), odd, other, v)
+            match H {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(v),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(v),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v),
+            }
         }
+    }
+
+    #[inline(always)]
+    fn first(self, v: Self::F) -> f32 {
+        unsafe { _mm512_cvtss_f32(v) }
+    }
+
+    #[inline(always)]
+    fn sum_int(self, v: Self::I) -> i32 {
+        unsafe { _mm512_reduce_add_epi32(v) }
+    }
+
+    #[inline(always)]
+    fn butterfly<const H: usize>(self, v: Self::F) -> Self::F {
+        let odd = match H {
+            1 => 0xAAAA,
+            2 => 0xCCCC,
+            4 => 0xF0F0,
+            _ => 0xFF00,
+        };
+        let other = self.swap::<H>(v);
+        unsafe { _mm512_mask_sub_ps(_mm512_add_ps(other, v), odd, other, v) }
     }
 
     #[inline(always)]

@@ -102,9 +102,12 @@ pub(in crate::kernels::cpu) trait Lanes: Copy {
     fn round(self, a: Self::F) -> Self::F;
     /// `p 2^n` for integral `n` in -126..=127.
     fn scale_pow2(self, p: Self::F, n: Self::F) -> Self::F;
-    /// Lane `i` becomes `v[i ^ H] + v[i]` where bit `H` of `i` is 0 and `v[i ^ H] - v[i]` where it is 1; `H` is 1, 2, 4
-    /// or 8.
+    /// `v[i ^ H]` in lane `i`; `H` is 1, 2, 4 or 8.
+    fn swap<const H: usize>(self, v: Self::F) -> Self::F;
+    /// `v[i ^ H] + v[i]` in lane `i` where bit `H` of `i` is 0, and `v[i ^ H] - v[i]` where it is 1.
     fn butterfly<const H: usize>(self, v: Self::F) -> Self::F;
+    /// Lane 0.
+    fn first(self, v: Self::F) -> f32;
     /// Lanes `low..high` of `v`, and `fill` elsewhere.
     fn keep(self, v: Self::F, low: usize, high: usize, fill: Self::F) -> Self::F;
     /// `x[index[i]]` in lane `i`.
@@ -119,6 +122,7 @@ pub(in crate::kernels::cpu) trait Lanes: Copy {
     fn to_float(self, v: Self::I) -> Self::F;
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
     fn store_int(self, v: Self::I, out: &mut [i32; 16]);
+    fn sum_int(self, v: Self::I) -> i32;
     /// Lanes of 0..=255 as bytes.
     fn store_bytes(self, v: Self::I, out: &mut [u8; 16]);
     /// Bytes to lanes.
@@ -161,57 +165,27 @@ pub(in crate::kernels::cpu) trait Lanes: Copy {
     /// Sum of the lanes, halves first.
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
-        let mut all = [0.0; 16];
-        self.store(v, &mut all);
-        let mut n = 8;
-        while n > 0 {
-            for i in 0..n {
-                all[i] += all[i + n];
-            }
-            n /= 2;
-        }
-        all[0]
+        let v = self.add(v, self.swap::<8>(v));
+        let v = self.add(v, self.swap::<4>(v));
+        let v = self.add(v, self.swap::<2>(v));
+        self.first(self.add(v, self.swap::<1>(v)))
     }
 
     /// Smallest lane.
     #[inline(always)]
     fn smallest(self, v: Self::F) -> f32 {
-        let mut all = [0.0; 16];
-        self.store(v, &mut all);
-        let mut n = 8;
-        while n > 0 {
-            for i in 0..n {
-                all[i] = if all[i] < all[i + n] { all[i] } else { all[i + n] };
-            }
-            n /= 2;
-        }
-        all[0]
+        let v = self.min(v, self.swap::<8>(v));
+        let v = self.min(v, self.swap::<4>(v));
+        let v = self.min(v, self.swap::<2>(v));
+        self.first(self.min(v, self.swap::<1>(v)))
     }
 
     /// Largest lane.
     #[inline(always)]
     fn largest(self, v: Self::F) -> f32 {
-        let mut all = [0.0; 16];
-        self.store(v, &mut all);
-        let mut n = 8;
-        while n > 0 {
-            for i in 0..n {
-                all[i] = if all[i] > all[i + n] { all[i] } else { all[i + n] };
-            }
-            n /= 2;
-        }
-        all[0]
-    }
-
-    /// Sum of integer lanes.
-    #[inline(always)]
-    fn sum_int(self, v: Self::I) -> i32 {
-        let mut all = [0; 16];
-        self.store_int(v, &mut all);
-        let mut sum = 0;
-        for x in all {
-            sum += x;
-        }
-        sum
+        let v = self.max(v, self.swap::<8>(v));
+        let v = self.max(v, self.swap::<4>(v));
+        let v = self.max(v, self.swap::<2>(v));
+        self.first(self.max(v, self.swap::<1>(v)))
     }
 }

@@ -99,6 +99,25 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn swap<const H: usize>(self, v: Self::F) -> Self::F {
+        let mut out = v;
+        for i in 0..16 {
+            out[i] = v[i ^ H];
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn first(self, v: Self::F) -> f32 {
+        v[0]
+    }
+
+    #[inline(always)]
+    fn sum_int(self, v: Self::I) -> i32 {
+        v.iter().sum()
+    }
+
+    #[inline(always)]
     fn butterfly<const H: usize>(self, v: Self::F) -> Self::F {
         let mut out = v;
         for i in 0..16 {
@@ -110,7 +129,7 @@ impl Lanes for Portable {
     #[inline(always)]
     fn keep(self, v: Self::F, low: usize, high: usize, fill: Self::F) -> Self::F {
         let mut out = fill;
-        for i in low..high.min(16) {
+        for i in (0..16).filter(|i| (low..high).contains(i)) {
             out[i] = v[i];
         }
         out

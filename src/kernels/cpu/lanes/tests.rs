@@ -81,7 +81,7 @@ fn hadamard_is_sylvester_normalised_and_its_own_inverse() {
         let y = &results[0].1;
         for (x, y) in x.chunks_exact(block).zip(y.chunks_exact(block)) {
             for j in 0..block {
-                let sign = |k: usize| if (k & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |k: usize| if (k & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let want: f64 = (0..block).map(|k| sign(k) * f64::from(x[k])).sum::<f64>() / (block as f64).sqrt();
                 assert!((f64::from(y[j]) - want).abs() < 1e-5, "block {block} channel {j}");
             }

@@ -33,7 +33,7 @@ fn orthogonal(n: usize, noise: &mut Noise) -> Vec<f32> {
 
 fn sylvester(n: usize) -> Vec<f32> {
     let entry = 1.0 / (n as f32).sqrt();
-    (0..n * n).map(|i| if ((i / n) & (i % n)).count_ones() % 2 == 0 { entry } else { -entry }).collect()
+    (0..n * n).map(|i| if ((i / n) & (i % n)).count_ones().is_multiple_of(2) { entry } else { -entry }).collect()
 }
 
 fn transform(channels: usize, block: usize, permutations: usize, hadamard: bool, smooth: bool) -> Transform {

@@ -2,7 +2,7 @@
 //! `DUQUANT_TEST_MODEL` (SmolLM2-135M-Instruct.Q4_1.gguf), `DUQUANT_TEST_TEXT` (wikitext-2 raw test) and
 //! `DUQUANT_TEST_GOLDEN` (ids and losses). Where one is unset the test says so and passes, except for the model in CI.
 
-use super::{Checkpoint, Format, TableValues, Weight};
+use crate::checkpoint::{Checkpoint, Format, TableValues, Weight};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Instant;
