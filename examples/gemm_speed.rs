@@ -6,7 +6,7 @@
 //!
 //! `ISA` is `best`, `all` or a name as `DUQUANT_ISA` takes it; `f32` adds the `gemm` crate, `f16` the output head.
 //! `SHAPES` are `KxN` separated by commas. Each number is the best of many repetitions, codes, scales and epilogue included.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "an example that prints a table")]
 
 use duquant::kernels::cpu::{
     Epilogue, FloatValues, FloatWeights, GemmW4A4, GemmW4A4Desc, Isa, QuantizedTokens, gemm_float,

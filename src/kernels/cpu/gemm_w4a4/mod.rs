@@ -146,7 +146,8 @@ impl GemmW4A4 {
     }
 
     /// Computes `y [tokens, n]`, for the tokens that `x` holds. Allocates nothing. The result does not depend on
-    /// threads or on the instruction set, bit for bit.
+    /// threads or on the instruction set, bit for bit. Codes must keep to their bits and padding to code 0, as every
+    /// quantizer of this crate leaves them; others give wrong numbers and nothing worse.
     ///
     /// # Errors
     /// [`Error::Length`] when `y`, the bias, the workspace or a field of `x` or `weights` does not have its length,

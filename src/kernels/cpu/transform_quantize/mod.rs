@@ -183,6 +183,17 @@ impl TransformQuantize {
         out.set_tokens(tokens)?;
         let stride = out.stride();
         let rows = tokens * stride;
+        // The fields are public, so somebody may have shortened them.
+        for (operand, expected, got) in [
+            ("out.codes", rows, out.codes.len()),
+            ("out.scale", tokens, out.scale.len()),
+            ("out.zero_point", tokens, out.zero_point.len()),
+            ("out.row_sum", tokens, out.row_sum.len()),
+        ] {
+            if got < expected {
+                return Err(Error::Length { operand, expected, got });
+            }
+        }
         let codes = SharedMut::new(&mut out.codes[..rows]);
         let scale = SharedMut::new(&mut out.scale[..tokens]);
         let zero_point = SharedMut::new(&mut out.zero_point[..tokens]);

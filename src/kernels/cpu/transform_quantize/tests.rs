@@ -290,6 +290,9 @@ fn wrong_operands_are_errors() {
     assert!(plan.run(Source::SiluMul { gate_up: &x[..64] }, 1, &mut out, &mut workspace).is_err());
     assert!(plan.run_float(Source::Tokens(&x[..64]), 1, &mut [0.0; 65], &mut workspace).is_err());
     assert!(plan.run(Source::Tokens(&[]), 0, &mut out, &mut workspace).is_ok());
+    let mut short = QuantizedTokens::new(4, 64);
+    short.row_sum.clear();
+    assert!(plan.run(Source::Tokens(&x[..64]), 1, &mut short, &mut workspace).is_err());
     let float = TransformQuantize::plan(&Transform::identity(64), None, 4, Isa::best()).unwrap();
     assert!(float.run(Source::Tokens(&x[..64]), 1, &mut out, &mut workspace).is_err());
     assert!(float.run_dequantized(Source::Tokens(&x[..64]), 1, &mut [0.0; 64], &mut workspace).is_err());
