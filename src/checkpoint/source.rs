@@ -198,8 +198,7 @@ impl Checkpoint {
         Ok(LinearGroup { transform: Transform::identity(k), activation: None, linears })
     }
 
-    /// The token embedding, `[vocabulary, hidden]`, in the precision of the file (block-quantized GGUF tables as f16 where
-    /// every value is in f16's normal range, else as f32).
+    /// The token embedding, `[vocabulary, hidden]`, in the precision of the file (block-quantized GGUF tables as f32).
     ///
     /// # Errors
     /// [`Error::NotFinite`], [`Error::Tensor`], [`Error::MissingTensor`].

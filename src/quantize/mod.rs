@@ -15,7 +15,7 @@ pub use options::{Method, Mode, Options, Propagation, Rounding};
 pub use report::{GroupReport, Report};
 
 use crate::calibrate::{Calibrator, LayerActivations, Samples};
-use crate::checkpoint::{Checkpoint, Writer};
+use crate::checkpoint::{Checkpoint, Table, TableValues, Writer};
 use crate::kernels::cpu::Isa;
 use crate::model::{CHUNK, KvQuantizer, Layer};
 use crate::transform::RotationPools;
@@ -90,8 +90,20 @@ pub fn quantize(
     report.search_seconds = searching.as_secs_f64();
     let clock = Instant::now();
     writer.attach(Report::FILE, &report.record())?;
-    writer.finish(&checkpoint.embedding()?, checkpoint.head()?.as_ref(), &checkpoint.final_norm()?)?;
+    let head = checkpoint.head()?.map(halve);
+    writer.finish(&halve(checkpoint.embedding()?), head.as_ref(), &checkpoint.final_norm()?)?;
     report.writing_seconds = (writing + clock.elapsed()).as_secs_f64();
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// A table of `f32` as `f16`, so that the embedding does not outweigh the 4-bit layers: 11 bits of precision are far above
+/// what the layers keep. Stays as it is where a value would leave `f16`'s normal range.
+fn halve(table: Table) -> Table {
+    let TableValues::F32(values) = &table.values else { return table };
+    if !values.iter().all(|&x| x == 0.0 || (6.103_515_6e-5..=65504.0).contains(&x.abs())) {
+        return table;
+    }
+    let values = TableValues::F16(values.iter().map(|&x| half::f16::from_f32(x)).collect());
+    Table { values, ..table }
 }

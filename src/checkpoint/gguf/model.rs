@@ -60,20 +60,17 @@ impl GgufModel {
         })
     }
 
-    /// A table in the file's precision; block-quantized ones become f16 when that keeps every value's 11 bits.
+    /// A table in the file's precision, which is f32 for a block-quantized one: its values are a code times a scale, and
+    /// have more bits than f16 keeps.
     pub(crate) fn table(&self, parameter: Parameter) -> Result<Table, Error> {
         let (rows, columns) = (self.config.vocabulary, self.config.hidden);
         self.expect(parameter, &[rows, columns])?;
         let name = parameter.gguf();
         let values = self.read(&name)?;
-        let to_f16 = |values: &[f32]| values.iter().map(|&x| f16::from_f32(x)).collect();
         let values = match self.gguf.tensors.get(&name).map(|tensor| tensor.block_type) {
             Some(BlockType::F32) => TableValues::F32(values),
             Some(BlockType::Bf16) => TableValues::Bf16(values.iter().map(|&x| half::bf16::from_f32(x)).collect()),
-            Some(BlockType::F16) => TableValues::F16(to_f16(&values)),
-            _ if values.iter().all(|&x| x == 0.0 || (6.103_515_6e-5..=65504.0).contains(&x.abs())) => {
-                TableValues::F16(to_f16(&values))
-            }
+            Some(BlockType::F16) => TableValues::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
             _ => TableValues::F32(values),
         };
         Ok(Table { rows, columns, values })
