@@ -11,9 +11,11 @@ and best over the rounds.
 
 import argparse
 import ctypes
+import multiprocessing
 import os
 import statistics
 import subprocess
+import sys
 import time
 
 parser = argparse.ArgumentParser()
@@ -37,6 +39,7 @@ import transformers  # noqa: E402
 import common  # noqa: E402
 
 VOCABULARY = 49152
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 def prompt(count):
@@ -50,8 +53,9 @@ def prompt(count):
 
 class Torch:
     def __init__(self, gguf, dtype, attention):
+        torch.set_num_threads(options.threads)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=dtype, attn_implementation=attention
+            gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype), attn_implementation=attention
         ).eval()
 
     def round(self, tokens, count):
@@ -70,6 +74,8 @@ class Torch:
 
 class Llama:
     def __init__(self, gguf, repack):
+        llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
         settings.use_extra_bufts = repack
         self.model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), settings)
@@ -99,6 +105,29 @@ class Llama:
         return middle - start, time.perf_counter() - middle, chosen
 
 
+class Remote:
+    """A side in a process of its own. llama.cpp configures a thread's AMX tiles once, and oneDNN releases them behind each
+    call of its own, so that the two cannot share a thread."""
+
+    def __init__(self, side, *arguments):
+        self.pipe, other = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=serve, args=(other, side, arguments), daemon=True)
+        self.process.start()
+        other.close()
+        self.pipe.recv()
+
+    def round(self, tokens, count):
+        self.pipe.send((tokens, count))
+        return self.pipe.recv()
+
+
+def serve(pipe, side, arguments):
+    runner = side(*arguments)
+    pipe.send("ready")
+    while True:
+        pipe.send(runner.round(*pipe.recv()))
+
+
 class Ours:
     def __init__(self, folder):
         self.process = common.Ours("model_rounds", [folder], options.threads)
@@ -123,17 +152,14 @@ def quiet(level, text, data):
 
 
 def main():
-    torch.set_num_threads(options.threads)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
     gguf = common.find_gguf(options.gguf)
     sides = {
-        f"torch {name}, {attention}": Torch(gguf, dtype, attention)
-        for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16))
+        f"torch {name}, {attention}": Remote(Torch, gguf, name, attention)
+        for name in ("float32", "bfloat16")
         for attention in ("sdpa", "eager")
     }
-    sides["llama.cpp Q4_1"] = Llama(gguf, repack=False)
-    sides["llama.cpp Q4_1, AMX"] = Llama(gguf, repack=True)
+    sides["llama.cpp Q4_1"] = Remote(Llama, gguf, False)
+    sides["llama.cpp Q4_1, AMX"] = Remote(Llama, gguf, True)
     if not options.without_ours:
         sides["ours W4A4"] = Ours(options.ours or quantized(gguf))
     tokens = prompt(options.prefill)
@@ -142,6 +168,8 @@ def main():
     for round_ in range(options.rounds + 1):
         for name, side in sides.items():
             prefill, decode, chosen[name] = side.round(tokens, options.decode)
+            rate = f"{options.prefill / prefill:.0f} and {options.decode / decode:.1f} tokens a second"
+            print(f"round {round_}, {name}: {rate}", file=sys.stderr)
             if round_ > 0:
                 times[name].append((prefill, decode))
             time.sleep(0.05)
@@ -176,4 +204,5 @@ def rates(values):
     }
 
 
-main()
+if __name__ == "__main__":
+    main()
