@@ -11,6 +11,7 @@ and best over the rounds.
 
 import argparse
 import ctypes
+import functools
 import multiprocessing
 import os
 import statistics
@@ -52,13 +53,18 @@ def prompt(count):
 
 
 class Torch:
-    def __init__(self, gguf, dtype, attention):
+    def __init__(self, gguf, dtype):
         torch.set_num_threads(options.threads)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype), attn_implementation=attention
-        ).eval()
+        dense = transformers.GgufConfig(dequantize=True)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = load(gguf.parent, gguf_file=gguf.name, quantization_config=dense, dtype=torch.float32)
+        self.model = model.to(getattr(torch, dtype)).eval()
+        linear = self.model.model.layers[0].mlp.down_proj
+        if type(linear) is not torch.nn.Linear or str(linear.weight.dtype) != f"torch.{dtype}":
+            raise SystemExit(f"expected dense {dtype} weights, got {linear} of {linear.weight.dtype}")
 
-    def round(self, tokens, count):
+    def round(self, attention, tokens, count):
+        self.model.set_attn_implementation(attention)
         with torch.inference_mode():
             start = time.perf_counter()
             output = self.model(torch.tensor([tokens]), use_cache=True, logits_to_keep=1)
@@ -116,16 +122,19 @@ class Remote:
         other.close()
         self.pipe.recv()
 
-    def round(self, tokens, count):
-        self.pipe.send((tokens, count))
+    def round(self, *request):
+        self.pipe.send(request)
         return self.pipe.recv()
 
 
 def serve(pipe, side, arguments):
     runner = side(*arguments)
     pipe.send("ready")
-    while True:
-        pipe.send(runner.round(*pipe.recv()))
+    try:
+        while True:
+            pipe.send(runner.round(*pipe.recv()))
+    except EOFError:  # the measurement is over
+        pass
 
 
 class Ours:
@@ -153,21 +162,21 @@ def quiet(level, text, data):
 
 def main():
     gguf = common.find_gguf(options.gguf)
-    sides = {
-        f"torch {name}, {attention}": Remote(Torch, gguf, name, attention)
-        for name in ("float32", "bfloat16")
-        for attention in ("sdpa", "eager")
-    }
-    sides["llama.cpp Q4_1"] = Remote(Llama, gguf, False)
-    sides["llama.cpp Q4_1, AMX"] = Remote(Llama, gguf, True)
+    sides = {}
+    for dtype in ("float32", "bfloat16"):
+        model = Remote(Torch, gguf, dtype)
+        for attention in ("sdpa", "eager"):
+            sides[f"torch {dtype}, {attention}"] = functools.partial(model.round, attention)
+    sides["llama.cpp Q4_1"] = Remote(Llama, gguf, False).round
+    sides["llama.cpp Q4_1, AMX"] = Remote(Llama, gguf, True).round
     if not options.without_ours:
-        sides["ours W4A4"] = Ours(options.ours or quantized(gguf))
+        sides["ours W4A4"] = Ours(options.ours or quantized(gguf)).round
     tokens = prompt(options.prefill)
     times = {name: [] for name in sides}
     chosen = {}
     for round_ in range(options.rounds + 1):
         for name, side in sides.items():
-            prefill, decode, chosen[name] = side.round(tokens, options.decode)
+            prefill, decode, chosen[name] = side(tokens, options.decode)
             rate = f"{options.prefill / prefill:.0f} and {options.decode / decode:.1f} tokens a second"
             print(f"round {round_}, {name}: {rate}", file=sys.stderr)
             if round_ > 0:
