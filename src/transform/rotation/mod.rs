@@ -20,7 +20,7 @@ pub enum RotationKind {
     #[default]
     Paper,
     /// What the released code does: the step takes the row (modulo `B`) of the larger extreme, one `Q'` for all steps of
-    /// a rotation; the criterion is `max x - min x`.
+    /// a rotation; the criterion is `max x - min x`, and it is not measured behind the last step.
     Official,
     /// As [`RotationKind::Paper`] with `Rot = diag(1, Q') base`, which keeps the uniform first row that Section 3.2 asks
     /// for.

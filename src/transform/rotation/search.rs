@@ -86,7 +86,7 @@ pub(super) fn walk(x: &[f32], pool: &RotationPool, options: &SearchOptions, scre
         let peak = if official { seen.max.value - seen.min.value } else { outlier.value.abs() };
         if step == 0 {
             (best.before, best.after) = (peak, peak);
-        } else if peak < best.after {
+        } else if peak < best.after && (step < options.steps || !official) {
             (best.after, best.best_step) = (peak, step);
             best.rotation.copy_from_slice(&r);
         }

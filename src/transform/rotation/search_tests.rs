@@ -66,7 +66,7 @@ fn plain(x: &[f32], pool: &RotationPool, options: &SearchOptions) -> (Vec<f64>, 
         y = product(&y, &rot);
         r = product(&r, &rot);
         peaks.push(look(&y).0);
-        if peaks[step + 1] < peaks[step_of_best] {
+        if peaks[step + 1] < peaks[step_of_best] && (step + 1 < options.steps || !official) {
             (best, step_of_best) = (r.clone(), step + 1);
         }
     }

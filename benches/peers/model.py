@@ -1,0 +1,217 @@
+"""SmolLM2-135M whole: a prompt of 512 tokens and 64 tokens decoded behind it, ours in W4A4 beside PyTorch and llama.cpp.
+
+    target/peers-venv/bin/python benches/peers/model.py [--gguf FILE] [--ours DIR] [--rounds 5] [--out FILE]
+
+PyTorch runs the GGUF's weights in f32 and bf16 through transformers, with its KV cache, in eager attention and in SDPA.
+llama.cpp runs the GGUF (Q4_1) as it is, with and without its repacked (AMX) weights. Ours runs DIR, which is made by
+`duquant quantize` when it is not given. All stay loaded and take turns, a round each. Everybody computes logits for the
+last token of the prompt alone and takes the likeliest token in decode. JSON to standard output: tokens a second, median
+and best over the rounds.
+"""
+
+import argparse
+import ctypes
+import functools
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--gguf")
+parser.add_argument("--ours", help="a folder that `duquant quantize` wrote")
+parser.add_argument("--without-ours", action="store_true")
+parser.add_argument("--prefill", type=int, default=512)
+parser.add_argument("--decode", type=int, default=64)
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--out")
+options = parser.parse_args()
+os.environ["OMP_NUM_THREADS"] = str(options.threads)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import llama_cpp  # noqa: E402  (threads are set above)
+import numpy  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import common  # noqa: E402
+
+VOCABULARY = 49152
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+def prompt(count):
+    """The tokens which `examples/model_rounds.rs` makes too."""
+    state, tokens = 1, []
+    for _ in range(count):
+        state = (state * 1_664_525 + 1_013_904_223) % 2**32
+        tokens.append((state >> 8) % VOCABULARY)
+    return tokens
+
+
+class Torch:
+    def __init__(self, gguf, dtype):
+        torch.set_num_threads(options.threads)
+        dense = transformers.GgufConfig(dequantize=True)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = load(gguf.parent, gguf_file=gguf.name, quantization_config=dense, dtype=torch.float32)
+        self.model = model.to(getattr(torch, dtype)).eval()
+        linear = self.model.model.layers[0].mlp.down_proj
+        if type(linear) is not torch.nn.Linear or str(linear.weight.dtype) != f"torch.{dtype}":
+            raise SystemExit(f"expected dense {dtype} weights, got {linear} of {linear.weight.dtype}")
+
+    def round(self, attention, tokens, count):
+        self.model.set_attn_implementation(attention)
+        with torch.inference_mode():
+            start = time.perf_counter()
+            output = self.model(torch.tensor([tokens]), use_cache=True, logits_to_keep=1)
+            token = output.logits[:, -1:].argmax(-1)
+            middle = time.perf_counter()
+            chosen = []
+            for _ in range(count):
+                chosen.append(int(token))
+                output = self.model(token, past_key_values=output.past_key_values, use_cache=True)
+                token = output.logits[:, -1:].argmax(-1)
+            return middle - start, time.perf_counter() - middle, chosen
+
+
+class Llama:
+    def __init__(self, gguf, repack):
+        llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        settings = llama_cpp.llama_model_default_params()
+        settings.use_extra_bufts = repack
+        self.model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), settings)
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = options.prefill + options.decode
+        settings.n_batch = settings.n_ubatch = max(options.prefill, 32)
+        settings.n_threads = settings.n_threads_batch = options.threads
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+
+    def decode(self, tokens):
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        status = llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(array, len(tokens)))
+        if status != 0:
+            raise SystemExit(f"llama_decode gave {status}")
+        logits = llama_cpp.llama_get_logits_ith(self.context, -1)
+        return int(numpy.argmax(numpy.ctypeslib.as_array(logits, shape=(VOCABULARY,))))
+
+    def round(self, tokens, count):
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        start = time.perf_counter()
+        token = self.decode(tokens)
+        middle = time.perf_counter()
+        chosen = []
+        for _ in range(count):
+            chosen.append(token)
+            token = self.decode([token])
+        return middle - start, time.perf_counter() - middle, chosen
+
+
+class Remote:
+    """A side in a process of its own. llama.cpp configures a thread's AMX tiles once, and oneDNN releases them behind each
+    call of its own, so that the two cannot share a thread."""
+
+    def __init__(self, side, *arguments):
+        self.pipe, other = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=serve, args=(other, side, arguments), daemon=True)
+        self.process.start()
+        other.close()
+        self.pipe.recv()
+
+    def round(self, *request):
+        self.pipe.send(request)
+        return self.pipe.recv()
+
+
+def serve(pipe, side, arguments):
+    runner = side(*arguments)
+    pipe.send("ready")
+    try:
+        while True:
+            pipe.send(runner.round(*pipe.recv()))
+    except EOFError:  # the measurement is over
+        pass
+
+
+class Ours:
+    def __init__(self, folder):
+        self.process = common.Ours("model_rounds", [folder], options.threads)
+
+    def round(self, tokens, count):
+        answer = self.process.ask(f"{len(tokens)} {count}")
+        return answer["prefill_seconds"], answer["decode_seconds"], answer["tokens"]
+
+
+def quantized(gguf):
+    """Our W4A4 checkpoint of the GGUF with the command line's defaults, made once."""
+    folder = common.ROOT / "target/peers-smollm2-w4a4"
+    if not folder.exists():
+        command = ["cargo", "run", "--release", "--quiet", "--", "quantize", str(gguf), "--out", str(folder)]
+        subprocess.run(command, cwd=common.ROOT, check=True)
+    return folder
+
+
+@llama_cpp.llama_log_callback
+def quiet(level, text, data):
+    """llama.cpp's log goes nowhere."""
+
+
+def main():
+    gguf = common.find_gguf(options.gguf)
+    sides = {}
+    for dtype in ("float32", "bfloat16"):
+        model = Remote(Torch, gguf, dtype)
+        for attention in ("sdpa", "eager"):
+            sides[f"torch {dtype}, {attention}"] = functools.partial(model.round, attention)
+    sides["llama.cpp Q4_1"] = Remote(Llama, gguf, False).round
+    sides["llama.cpp Q4_1, AMX"] = Remote(Llama, gguf, True).round
+    if not options.without_ours:
+        sides["ours W4A4"] = Ours(options.ours or quantized(gguf)).round
+    tokens = prompt(options.prefill)
+    times = {name: [] for name in sides}
+    chosen = {}
+    for round_ in range(options.rounds + 1):
+        for name, side in sides.items():
+            prefill, decode, chosen[name] = side(tokens, options.decode)
+            rate = f"{options.prefill / prefill:.0f} and {options.decode / decode:.1f} tokens a second"
+            print(f"round {round_}, {name}: {rate}", file=sys.stderr)
+            if round_ > 0:
+                times[name].append((prefill, decode))
+            time.sleep(0.05)
+    result = {
+        "machine": common.machine(options.threads),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "llama_cpp_python": llama_cpp.__version__,
+        "llama.cpp": llama_cpp.llama_print_system_info().decode(),
+        "prefill": options.prefill,
+        "decode": options.decode,
+        "tokens_per_second": {name: rates(values) for name, values in times.items()},
+        "first_tokens": {name: values[:8] for name, values in chosen.items()},
+    }
+    if not options.without_ours:
+        result["ours_is_faster_by"] = {
+            phase: {
+                name: ours[phase]["median"] / row[phase]["median"]
+                for name, row in result["tokens_per_second"].items()
+            }
+            for ours in [result["tokens_per_second"]["ours W4A4"]]
+            for phase in ("prefill", "decode")
+        }
+    common.report(result, options.out)
+
+
+def rates(values):
+    prefill, decode = zip(*values)
+    return {
+        "prefill": {"median": options.prefill / statistics.median(prefill), "best": options.prefill / min(prefill)},
+        "decode": {"median": options.decode / statistics.median(decode), "best": options.decode / min(decode)},
+    }
+
+
+if __name__ == "__main__":
+    main()
