@@ -212,7 +212,7 @@ fn tasks_are_answered() {
 fn wrong_usage_exits_with_two() {
     let folder = workplace();
     let at = folder.path();
-    let wrong: [&[&str]; 22] = [
+    let wrong: [&[&str]; 21] = [
         &[],
         &["fly"],
         &["quantize", "tiny"],
@@ -225,7 +225,6 @@ fn wrong_usage_exits_with_two() {
         &["quantize", "tiny", "--out", "o", "--block", "48"],
         &["quantize", "tiny", "--out", "o", "--permutations", "3"],
         &["quantize", "tiny", "--out", "o", "--samples", "0"],
-        &["quantize", "tiny", "--out", "o", "--method", "rtn", "--mode", "paper"],
         &["quantize", "tiny", "--out", "/"],
         &["eval", "tiny"],
         &["eval", "tiny", "--text", "text.txt", "--window", "1"],

@@ -42,6 +42,12 @@ pub struct Quantization {
     /// Exponent of smoothing; 0 for none.
     #[serde(with = "decimal")]
     pub alpha: f32,
+    /// What is smoothed: `norms`, `all` or `balanced`.
+    pub smoothing: String,
+    /// How a weight became a code: `nearest` or `compensated`.
+    pub rounding: String,
+    /// Which activations calibrated a layer: `float` or `quantized`.
+    pub propagation: String,
     /// Whether weights have a range symmetric around zero.
     pub weight_symmetric: bool,
     /// Whether activations have a range symmetric around zero.
@@ -79,6 +85,9 @@ impl Default for Quantization {
             weight_clip: 1.0,
             activation_clip: 1.0,
             alpha: 0.0,
+            smoothing: "norms".into(),
+            rounding: "nearest".into(),
+            propagation: "float".into(),
             weight_symmetric: false,
             activation_symmetric: false,
             seed: 0,

@@ -1,10 +1,9 @@
 //! `duquant quantize`
 
 use super::console::Console;
-use super::error::Usage;
 use super::{memory, parse, source, text};
 use crate::calibrate::Samples;
-use crate::quantize::{self, GroupReport, Method, Mode, Options, Propagation, Report, Rounding};
+use crate::quantize::{self, GroupReport, Method, Mode, Options, Propagation, Report, Rounding, Smoothing};
 use crate::transform::PermutationKind;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -62,6 +61,10 @@ pub(super) struct Args {
     /// Smoothing strength from 0 to 1, or none [default: 0.6 for duquant, 0.5 for smoothquant, none otherwise]
     #[arg(long, value_parser = parse::alpha)]
     alpha: Option<parse::Alpha>,
+    /// What is smoothed: inputs behind norms by maxima, all inputs by maxima, or all inputs by root mean squares
+    /// [default: balanced for mode best, norms otherwise]
+    #[arg(long, value_enum)]
+    smooth: Option<SmoothName>,
     /// Clip ratio of activations, queries and keys, above 0 and up to 1 [default: 0.9 for duquant, 1 otherwise]
     #[arg(long, value_name = "RATIO", value_parser = parse::clip)]
     activation_clip: Option<f32>,
@@ -74,7 +77,8 @@ pub(super) struct Args {
     /// Quantize activations symmetrically around zero
     #[arg(long)]
     symmetric_activations: bool,
-    /// How a weight becomes a code: the nearest, or with the error of each channel made up for by the later ones
+    /// How a weight becomes a code: the nearest, or with the error of each channel made up for by the later ones (GPTQ)
+    /// [default: compensated for mode best, nearest otherwise]
     #[arg(long, value_enum)]
     rounding: Option<RoundingName>,
     /// Activations that calibrate a layer: those behind quantized layers or those of the floating-point model
@@ -108,6 +112,7 @@ enum ModeName {
     Paper,
     Official,
     Left,
+    Hadamard,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,6 +121,13 @@ enum PermutationName {
     Random,
     Anneal,
     None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SmoothName {
+    Norms,
+    All,
+    Balanced,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -241,7 +253,8 @@ fn finish(
     })
 }
 
-/// The library's options: the method's defaults under whatever was asked for.
+/// The library's options: the method's defaults under whatever was asked for. What a method has no use for (`--steps` with
+/// `rtn`) is let pass, so that a script can give all methods the same flags.
 fn options(args: &Args) -> Result<Options> {
     let mut options = Options::new(match args.method {
         MethodName::Duquant => Method::DuQuant,
@@ -249,24 +262,14 @@ fn options(args: &Args) -> Result<Options> {
         MethodName::Smoothquant => Method::SmoothQuant,
         MethodName::Quarot => Method::QuaRot,
     });
-    let rotates = matches!(args.method, MethodName::Duquant | MethodName::Quarot);
-    let misused = [
-        (args.mode.is_some() && args.method != MethodName::Duquant, "--mode", "duquant"),
-        (args.steps.is_some() && args.method != MethodName::Duquant, "--steps", "duquant"),
-        (args.block.is_some() && !rotates, "--block", "duquant and quarot"),
-        (args.permutations.is_some() && !rotates, "--permutations", "duquant and quarot"),
-        (args.permutation.is_some() && !rotates, "--permutation", "duquant and quarot"),
-    ];
-    if let Some((_, flag, method)) = misused.into_iter().find(|(misused, ..)| *misused) {
-        return Err(Usage(format!("{flag} means something with --method {method} only")).into());
-    }
-    if let Some(mode) = args.mode {
-        options.mode = match mode {
+    if let Some(mode) = args.mode.filter(|_| args.method == MethodName::Duquant) {
+        options = Options::duquant(match mode {
             ModeName::Best => Mode::Best,
             ModeName::Paper => Mode::Paper,
             ModeName::Official => Mode::Official,
             ModeName::Left => Mode::Left,
-        };
+            ModeName::Hadamard => Mode::Hadamard,
+        });
     }
     if let Some(permutation) = args.permutation {
         options.permutation = match permutation {
@@ -286,6 +289,13 @@ fn options(args: &Args) -> Result<Options> {
         options.rounding = match rounding {
             RoundingName::Nearest => Rounding::Nearest,
             RoundingName::Compensated => Rounding::Compensated,
+        };
+    }
+    if let Some(smooth) = args.smooth {
+        options.smoothing = match smooth {
+            SmoothName::Norms => Smoothing::Norms,
+            SmoothName::All => Smoothing::All,
+            SmoothName::Balanced => Smoothing::Balanced,
         };
     }
     options.weight_bits = args.weights;

@@ -1,6 +1,6 @@
 //! One layer: smoothing folded in, a transform for each group, weights quantized.
 
-use super::options::{Method, Mode, Options, Rounding};
+use super::options::{Method, Mode, Options, Rounding, Smoothing};
 use super::rounding::Compensation;
 use super::{Error, GroupReport};
 use crate::calibrate::LayerActivations;
@@ -26,7 +26,7 @@ pub(super) fn quantize_layer(
     context: &Context<'_>,
 ) -> Result<(LayerWeights, Vec<GroupReport>), Error> {
     let inverse_smooth = match context.options.alpha {
-        Some(alpha) => smooth(&mut layer, &mut activations, alpha, context.grouped_queries)?,
+        Some(alpha) => smooth(&mut layer, &mut activations, alpha, context)?,
         None => None,
     };
     let LayerActivations { tokens, inputs } = activations;
@@ -48,19 +48,29 @@ pub(super) fn quantize_layer(
 }
 
 /// Divides the inputs of all groups by their smoothing scale and multiplies the weights by it. The division is folded into
-/// the norms, into up for down, and into v for o; with grouped queries o's comes back, to be applied online.
+/// the norms and, where o and down are smoothed too, into v for o and into up for down; with grouped queries o's comes back,
+/// to be applied online.
 ///
 /// All scales are found on the original weights, before any folding.
 fn smooth(
     layer: &mut LayerWeights,
     activations: &mut LayerActivations,
     alpha: f32,
-    grouped_queries: bool,
+    context: &Context<'_>,
 ) -> Result<Option<Vec<f32>>, Error> {
     let tokens = activations.tokens;
+    let norms_alone = context.options.smoothing == Smoothing::Norms;
     let mut scales = Vec::with_capacity(4);
-    for (group, x) in layer.groups.iter().zip(&activations.inputs) {
+    for ((name, group), x) in Group::ALL.into_iter().zip(&layer.groups).zip(&activations.inputs) {
         let k = group.transform.channels;
+        if norms_alone && matches!(name, Group::O | Group::Down) {
+            scales.push(vec![1.0; k]);
+            continue;
+        }
+        if context.options.smoothing == Smoothing::Balanced {
+            scales.push(balance(group, x)?);
+            continue;
+        }
         let activation_max = transform::channel_max(x, tokens, k)?;
         let mut weight_max = vec![0.0_f32; k];
         for linear in &group.linears {
@@ -82,13 +92,48 @@ fn smooth(
     let [qkv, o, gate_up, down] = &scales[..] else { return Err(Error::Internal("a layer has four groups")) };
     layer.attention_norm.iter_mut().zip(qkv).for_each(|(norm, s)| *norm /= s);
     layer.mlp_norm.iter_mut().zip(gate_up).for_each(|(norm, s)| *norm /= s);
+    if norms_alone {
+        return Ok(None);
+    }
     let [qkv_group, _, gate_up_group, _] = &mut layer.groups;
     divide_rows(gate_up_group.linears.last_mut(), down);
-    if grouped_queries {
+    if context.grouped_queries {
         return Ok(Some(o.iter().map(|s| 1.0 / s).collect()));
     }
     divide_rows(qkv_group.linears.last_mut(), o);
     Ok(None)
+}
+
+/// The scale that balances channels for a rotation: `s_j = sqrt(a_j / b_j)`, with `a_j` the root mean square over tokens of
+/// `x[t, j] / |x[t]|` and `b_j` that over output channels of `w[n, j] / |w[n]|`.
+///
+/// Behind a rotation the quantization error of a token is spread evenly over its channels and proportional to its norm,
+/// and so is that of an output channel's weight. The error of an output is then proportional to `|x / s| |w s|`, which by
+/// Cauchy and Schwarz is least where `|x_j| / s_j` and `|w_j| s_j` are proportional.
+fn balance(group: &LinearGroup, x: &[f32]) -> Result<Vec<f32>, Error> {
+    let k = group.transform.channels;
+    let activations = mean_shares(x, k);
+    let mut weights = vec![0.0_f64; k];
+    for linear in &group.linears {
+        let Weight::Float { values, .. } = &linear.weight else { return Err(Error::AlreadyQuantized) };
+        weights.iter_mut().zip(mean_shares(values, k)).for_each(|(all, one)| *all += one);
+    }
+    let floor = 1e-8 / k as f64;
+    Ok(activations.iter().zip(&weights).map(|(a, b)| (a.max(floor) / b.max(floor)).powf(0.25) as f32).collect())
+}
+
+/// Mean over rows of each channel's share of the row's squared norm.
+fn mean_shares(x: &[f32], k: usize) -> Vec<f64> {
+    let mut shares = vec![0.0_f64; k];
+    for row in x.chunks_exact(k) {
+        let norm: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        if norm > 0.0 {
+            shares.iter_mut().zip(row).for_each(|(share, &x)| *share += f64::from(x) * f64::from(x) / norm);
+        }
+    }
+    let rows = (x.len() / k).max(1) as f64;
+    shares.iter_mut().for_each(|share| *share /= rows);
+    shares
 }
 
 /// Divides output channel `n` of a linear by `scale[n]`.
@@ -155,22 +200,21 @@ fn largest(x: &[f32]) -> f32 {
 fn compensate(
     group: &LinearGroup,
     quantized: &mut LinearGroup,
-    transformed: Vec<f32>,
+    mut transformed: Vec<f32>,
     tokens: usize,
     settings: Affine,
 ) -> Result<bool, Error> {
     let k = group.transform.channels;
-    let mut seen = transformed.clone();
     if let Some(activation) = quantized.activation {
-        dequantize_tokens(&mut seen, k, activation)?;
+        dequantize_tokens(&mut transformed, k, activation)?;
     }
-    let Some(compensation) = Compensation::new(&transformed, &seen, tokens, k) else { return Ok(false) };
-    drop((transformed, seen));
+    let Some(compensation) = Compensation::new(&transformed, tokens, k) else { return Ok(false) };
+    drop(transformed);
     for (original, linear) in group.linears.iter().zip(&mut quantized.linears) {
         let Weight::Float { n, values, .. } = &original.weight else { return Err(Error::AlreadyQuantized) };
         let mut values = values.clone();
         transform::transform_weight(&quantized.transform, &mut values, *n)?;
-        linear.weight = Weight::Quantized(compensation.quantize(&values, *n, settings)?);
+        linear.weight = Weight::Quantized(compensation.quantize(values, *n, settings)?);
     }
     Ok(true)
 }
@@ -196,6 +240,7 @@ fn rotations(options: &Options) -> &'static [RotationKind] {
         (Method::DuQuant, Mode::Paper) => &[RotationKind::Paper],
         (Method::DuQuant, Mode::Official) => &[RotationKind::Official],
         (Method::DuQuant, Mode::Left) => &[RotationKind::Left],
+        (Method::DuQuant, Mode::Hadamard) => &[RotationKind::Hadamard],
         (Method::DuQuant, Mode::Best) => &[RotationKind::Paper, RotationKind::Left, RotationKind::Hadamard],
     }
 }

@@ -11,7 +11,7 @@ mod report;
 mod rounding;
 
 pub use error::Error;
-pub use options::{Method, Mode, Options, Propagation, Rounding};
+pub use options::{Method, Mode, Options, Propagation, Rounding, Smoothing};
 pub use report::{GroupReport, Report};
 
 use crate::calibrate::{Calibrator, LayerActivations, Samples};

@@ -39,6 +39,8 @@ pub enum Mode {
     Official,
     /// As `paper` with the random factor on the left, which keeps the uniform first row.
     Left,
+    /// No search: a Hadamard in the place of every rotation, with smoothing and permutation as they are.
+    Hadamard,
 }
 
 impl Mode {
@@ -50,6 +52,7 @@ impl Mode {
             Mode::Paper => "paper",
             Mode::Official => "official",
             Mode::Left => "left",
+            Mode::Hadamard => "hadamard",
         }
     }
 }
@@ -61,6 +64,19 @@ pub enum Propagation {
     Quantized,
     /// Those of the floating-point model.
     Float,
+}
+
+/// What is smoothed, and by which statistic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Smoothing {
+    /// The groups behind a norm, q, k, v and gate, up, by maxima, as in SmoothQuant.
+    Norms,
+    /// Every group, by root mean squares in the place of maxima, with strength 1/2: the scale that is best in front of a
+    /// rotation.
+    Balanced,
+    /// o and down as well, as in the official DuQuant code. One massive token then scales a single column of down's
+    /// weight up, which costs more than it saves (the README has the figures).
+    All,
 }
 
 /// How a weight becomes a code.
@@ -98,8 +114,10 @@ pub struct Options {
     pub permutations: usize,
     /// How a permutation is found.
     pub permutation: PermutationKind,
-    /// Smoothing strength; `None` for no smoothing.
+    /// Smoothing strength; `None` for no smoothing. Balanced smoothing has a strength of its own.
     pub alpha: Option<f32>,
+    /// What is smoothed, and by which statistic.
+    pub smoothing: Smoothing,
     /// Clip ratio of activations, and of queries and keys.
     pub activation_clip: f32,
     /// Clip ratio of weights.
@@ -137,10 +155,22 @@ impl Options {
             },
             activation_clip: if duquant { 0.9 } else { 1.0 },
             weight_clip: if duquant { 0.8 } else { 1.0 },
-            rounding: Rounding::Nearest,
+            smoothing: if duquant { Smoothing::Balanced } else { Smoothing::Norms },
+            rounding: if duquant { Rounding::Compensated } else { Rounding::Nearest },
             propagation: Propagation::Float,
             seed: 2,
         }
+    }
+
+    /// DuQuant in one of its modes. [`Mode::Best`] balances and compensates; the others smooth by maxima and round to
+    /// nearest, as the paper does.
+    #[must_use]
+    pub fn duquant(mode: Mode) -> Self {
+        let best = Self { mode, ..Self::new(Method::DuQuant) };
+        if mode == Mode::Best {
+            return best;
+        }
+        Self { smoothing: Smoothing::Norms, rounding: Rounding::Nearest, ..best }
     }
 
     /// Whether anything is measured on samples.
@@ -177,6 +207,22 @@ impl Options {
             weight_clip: self.weight_clip,
             activation_clip: self.activation_clip,
             alpha: self.alpha.unwrap_or(0.0),
+            smoothing: match self.smoothing {
+                Smoothing::Norms => "norms",
+                Smoothing::All => "all",
+                Smoothing::Balanced => "balanced",
+            }
+            .into(),
+            rounding: match self.rounding {
+                Rounding::Nearest => "nearest",
+                Rounding::Compensated => "compensated",
+            }
+            .into(),
+            propagation: match self.propagation {
+                Propagation::Float => "float",
+                Propagation::Quantized => "quantized",
+            }
+            .into(),
             weight_symmetric: self.symmetric_weights,
             activation_symmetric: self.symmetric_activations,
             seed: self.seed,

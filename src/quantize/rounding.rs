@@ -1,19 +1,16 @@
 //! Rounding with error compensation (GPTQ, arXiv 2210.17323), against the activations that the kernels will really see.
 //!
-//! Round-to-nearest minimises the error of each weight; what counts is the error of the output, `|X W^T - X' Q^T|^2` with
-//! `X` the transformed activations and `X'` what is left of them behind the quantizer. With `H = X'^T X' + d I`:
-//!
-//! 1. The best floating-point weight for `X'` is `W' = W (X^T X' + d I) H^-1`.
-//! 2. With `H^-1 = U^T U`, `U` upper triangular, quantize column `j` of `W'`, and subtract `(w_j - q_j) U[j, l] / U[j, j]`
-//!    from every later column `l`.
+//! Round-to-nearest minimises the error of each weight; what counts is the error of the output, `|X (W - Q)^T|^2` with `X`
+//! the transformed activations behind the quantizer. With `H = X^T X + d I` and `H^-1 = U^T U`, `U` upper triangular:
+//! quantize column `j` of `W`, and subtract `(w_j - q_j) U[j, l] / U[j, j]` from every later column `l`.
 
 use super::Error;
 use crate::kernels::{Affine, QuantizedMatrix};
-use faer::linalg::solvers::{DenseSolveCore, Solve};
+use faer::linalg::solvers::DenseSolveCore;
 use faer::{Mat, Side};
 use rayon::prelude::*;
 
-/// Share of the mean diagonal of `X'^T X'` that is added to it.
+/// Share of the mean diagonal of `X^T X` that is added to it.
 const DAMPING: f64 = 0.01;
 /// Rows which go through the triangle together, so that each of its rows is read once for all of them.
 const ROWS: usize = 16;
@@ -21,26 +18,20 @@ const ROWS: usize = 16;
 /// What a group's activations say about the rounding of its weights.
 pub(super) struct Compensation {
     k: usize,
-    /// `H^-1 (X'^T X + d I)`, which turns `W^T` into `W'^T`; row-major `[K, K]`.
-    retarget: Mat<f64>,
     /// `U`, row-major `[K, K]`.
     upper: Vec<f32>,
 }
 
 impl Compensation {
-    /// From the transformed activations `x` and their dequantized codes `y`, both `[tokens, K]`. `None` when the system
-    /// cannot be factored, as with activations that are all zero.
-    pub(super) fn new(x: &[f32], y: &[f32], tokens: usize, k: usize) -> Option<Self> {
-        let mut hessian = products(y, y, tokens, k);
-        let mut cross = products(y, x, tokens, k);
+    /// From the transformed activations as the GEMM sees them, `x` `[tokens, K]`. `None` when the system cannot be
+    /// factored, as with activations that are all zero.
+    pub(super) fn new(x: &[f32], tokens: usize, k: usize) -> Option<Self> {
+        let mut hessian = gram(x, tokens, k);
         let damping = DAMPING * (0..k).map(|j| hessian[(j, j)]).sum::<f64>() / k as f64;
         for j in 0..k {
             hessian[(j, j)] += damping;
-            cross[(j, j)] += damping;
         }
-        let factor = hessian.llt(Side::Lower).ok()?;
-        factor.solve_in_place(cross.as_mut());
-        let inverse = factor.inverse();
+        let inverse = hessian.llt(Side::Lower).ok()?.inverse();
         let lower = inverse.llt(Side::Lower).ok()?;
         let lower = lower.L();
         let mut upper = vec![0.0; k * k];
@@ -50,18 +41,12 @@ impl Compensation {
             }
         });
         let finite = upper.iter().all(|x| x.is_finite()) && (0..k).all(|j| upper[j * k + j] > 0.0);
-        finite.then_some(Self { k, retarget: cross, upper })
+        finite.then_some(Self { k, upper })
     }
 
-    /// Quantizes a transformed weight `[N, K]`; scales and zero points are those of the retargeted rows.
-    pub(super) fn quantize(&self, weight: &[f32], n: usize, settings: Affine) -> Result<QuantizedMatrix, Error> {
+    /// Quantizes a transformed weight `[N, K]`.
+    pub(super) fn quantize(&self, mut rows: Vec<f32>, n: usize, settings: Affine) -> Result<QuantizedMatrix, Error> {
         let k = self.k;
-        let original = Mat::from_fn(n, k, |row, column| f64::from(weight[row * k + column]));
-        let target = original * self.retarget.transpose();
-        let mut rows: Vec<f32> = vec![0.0; n * k];
-        rows.par_chunks_exact_mut(k.max(1)).enumerate().for_each(|(row, values)| {
-            values.iter_mut().enumerate().for_each(|(column, value)| *value = target[(row, column)] as f32);
-        });
         let batches: Vec<_> = rows
             .par_chunks_mut(ROWS * k.max(1))
             .map(|batch| {
@@ -116,15 +101,15 @@ fn row_params(row: &[f32], settings: Affine) -> crate::kernels::RowParams {
     best
 }
 
-/// `a^T b` of two `[tokens, K]` matrices, in single precision over tokens.
-fn products(a: &[f32], b: &[f32], tokens: usize, k: usize) -> Mat<f64> {
+/// `X^T X` of a `[tokens, K]` matrix, in single precision over tokens.
+fn gram(x: &[f32], tokens: usize, k: usize) -> Mat<f64> {
     /// Rows of the product that are computed together; fixed, so that threads do not change the result.
     const TILE: usize = 64;
     let mut product = vec![0.0_f32; k * k];
     product.par_chunks_mut(TILE * k.max(1)).enumerate().for_each(|(tile, out)| {
         let rows = out.len() / k;
-        // SAFETY: `out` is [rows, K] row-major; `a` and `b` are [tokens, K], of which the transposed left operand reads
-        // columns tile * TILE .. tile * TILE + rows <= K and the right operand all K.
+        // SAFETY: `out` is [rows, K] row-major; `x` is [tokens, K], of which the transposed left operand reads columns
+        // tile * TILE .. tile * TILE + rows <= K and the right operand all K.
         unsafe {
             gemm::gemm(
                 rows,
@@ -134,10 +119,10 @@ fn products(a: &[f32], b: &[f32], tokens: usize, k: usize) -> Mat<f64> {
                 1,
                 k as isize,
                 false,
-                a.as_ptr().add(tile * TILE),
+                x.as_ptr().add(tile * TILE),
                 k as isize,
                 1,
-                b.as_ptr(),
+                x.as_ptr(),
                 1,
                 k as isize,
                 0.0,
@@ -166,61 +151,46 @@ mod tests {
         (x, weight)
     }
 
-    /// `|X W^T - Y Q^T|^2`.
-    fn output_error(x: &[f32], w: &[f32], y: &[f32], q: &[f32], k: usize) -> f64 {
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    /// `|X (W - Q)^T|^2`.
+    fn output_error(x: &[f32], w: &[f32], q: &[f32], k: usize) -> f64 {
         let mut error = 0.0;
-        for (x, y) in x.chunks(k).zip(y.chunks(k)) {
+        for x in x.chunks(k) {
             for (w, q) in w.chunks(k).zip(q.chunks(k)) {
-                error += (dot(x, w) - dot(y, q)).powi(2);
+                let dot = x.iter().zip(w.iter().zip(q)).map(|(&x, (&w, &q))| f64::from(x) * f64::from(w - q));
+                error += dot.sum::<f64>().powi(2);
             }
         }
         error
-    }
-
-    fn coarse(x: &[f32]) -> Vec<f32> {
-        x.iter().map(|x| (x * 2.0).round() / 2.0).collect()
     }
 
     #[test]
     fn compensation_lowers_the_output_error() {
         let (tokens, n, k) = (300, 19, 48);
         let (x, w) = data(tokens, n, k, 5);
-        let y = coarse(&x);
-        let settings = Affine::new(4, 1.0).unwrap();
-        let nearest = QuantizedMatrix::quantize(&w, n, k, &[settings]).unwrap();
-        let compensated = Compensation::new(&x, &y, tokens, k).unwrap().quantize(&w, n, settings).unwrap();
-        compensated.validate().unwrap();
-        let error = |q: &QuantizedMatrix| output_error(&x, &w, &y, &q.dequantize(), k);
-        let (nearest, compensated) = (error(&nearest), error(&compensated));
-        assert!(compensated < 0.6 * nearest, "compensated {compensated}, nearest {nearest}");
-    }
-
-    #[test]
-    fn many_bits_leave_the_best_floating_point_weight() {
-        let (tokens, n, k) = (200, 5, 32);
-        let (x, w) = data(tokens, n, k, 6);
-        let y = coarse(&x);
-        let settings = Affine::new(8, 1.0).unwrap();
-        let quantized = Compensation::new(&x, &y, tokens, k).unwrap().quantize(&w, n, settings).unwrap();
-        let error = output_error(&x, &w, &y, &quantized.dequantize(), k);
-        assert!(error < output_error(&x, &w, &y, &w, k), "no better than the weight as it was");
+        for bits in [2, 4, 8] {
+            let settings = Affine::new(bits, 1.0).unwrap();
+            let nearest = QuantizedMatrix::quantize(&w, n, k, &[settings]).unwrap();
+            let compensated = Compensation::new(&x, tokens, k).unwrap().quantize(w.clone(), n, settings).unwrap();
+            compensated.validate().unwrap();
+            let error = |q: &QuantizedMatrix| output_error(&x, &w, &q.dequantize(), k);
+            let (nearest, compensated) = (error(&nearest), error(&compensated));
+            assert!(compensated < 0.6 * nearest, "{bits} bits: compensated {compensated}, nearest {nearest}");
+        }
     }
 
     #[test]
     fn activations_of_zero_say_nothing() {
-        assert!(Compensation::new(&[0.0; 64], &[0.0; 64], 4, 16).is_none());
+        assert!(Compensation::new(&[0.0; 64], 4, 16).is_none());
     }
 
     #[test]
     fn threads_do_not_change_the_codes() {
         let (tokens, n, k) = (150, 37, 96);
         let (x, w) = data(tokens, n, k, 7);
-        let y = coarse(&x);
         let settings = Affine::new(4, 1.0).unwrap();
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| Compensation::new(&x, &y, tokens, k).unwrap().quantize(&w, n, settings).unwrap())
+            pool.install(|| Compensation::new(&x, tokens, k).unwrap().quantize(w.clone(), n, settings).unwrap())
         };
         let one = run(1);
         assert!(run(2) == one && run(3) == one, "another number of threads gave other codes");
