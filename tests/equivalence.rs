@@ -1,5 +1,12 @@
 //! Real INT4 equals fake-quant, and transforms change nothing before something is quantized.
 #![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails and reports this way"
+)]
 
 mod common;
 mod oracle;

@@ -1,5 +1,12 @@
 //! Integers are exact: on every instruction set of this machine the GEMM equals the oracle in `i64` bit for bit, and the
 //! prologue's codes are those of the oracle.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails and reports this way"
+)]
 
 mod oracle;
 

@@ -1,6 +1,13 @@
 //! The production search is the plain one: with the same draws the oracle's Algorithm 1, in f64 over every row, finds the
 //! same pivots, the same best step and the same rotation, in each mode; and so does the whole chain with its zigzags.
 #![cfg(feature = "runner")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails and reports this way"
+)]
 
 mod oracle;
 

@@ -1,5 +1,12 @@
 //! Threads change no result: quantizing and running give the same bits on one, two and three.
 #![cfg(feature = "cli")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails and reports this way"
+)]
 
 mod common;
 #[path = "common/pipeline.rs"]
