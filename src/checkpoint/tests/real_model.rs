@@ -116,8 +116,8 @@ fn smollm2_in_four_bits_is_written_read_back_and_exported() {
     let text = "Notes, 1984: <|im_end|> naïve café\n";
     assert_eq!(read.tokenizer().unwrap().encode(text).unwrap(), tokenizer.encode(text).unwrap());
     let bytes: usize = read.tensors().map(|tensor| tensor.bytes).sum();
-    // 106 M weights at half a byte, 28 M of the embedding at two.
-    assert!((109_000_000..112_000_000).contains(&bytes), "{bytes}");
+    // 106 M weights at half a byte, 28 M of the embedding as it came, at four.
+    assert!((166_000_000..169_000_000).contains(&bytes), "{bytes}");
     export(&read, &plain, Precision::Bf16).unwrap();
     let plain = Checkpoint::open(&plain).unwrap();
     assert_eq!((plain.format(), plain.config()), (Format::HuggingFace, model.config()));
