@@ -18,3 +18,8 @@ pub mod transform;
 
 #[cfg(feature = "cli")]
 pub mod cli;
+
+/// The README's example, compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
