@@ -74,8 +74,7 @@ pub enum Smoothing {
     /// Every group, by root mean squares in the place of maxima, with strength 1/2: the scale that is best in front of a
     /// rotation.
     Balanced,
-    /// o and down as well, as in the official DuQuant code. One massive token then scales a single column of down's
-    /// weight up, which costs more than it saves (the README has the figures).
+    /// o and down as well, by maxima, as in the official DuQuant code. Measured worse (the README has the figures).
     All,
 }
 
