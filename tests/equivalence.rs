@@ -13,10 +13,11 @@ mod oracle;
 #[path = "common/pipeline.rs"]
 mod pipeline;
 
+use duquant::calibrate::{Calibrator, Samples};
 use duquant::checkpoint::{Checkpoint, Group, LinearGroup, Table, TableValues, Weight};
 use duquant::kernels::Transform;
 use duquant::kernels::cpu::{GemmW4A4, GemmW4A4Desc, Isa, QuantizedTokens, Source, TransformQuantize};
-use duquant::model::Model;
+use duquant::model::{CHUNK, KvQuantizer, Layer, Model};
 use duquant::quantize::{Method, Mode, Options};
 use duquant::transform::{
     PermutationKind, RotationKind, RotationPools, TransformOptions, apply, build, transform_weight, undo_weight,
@@ -222,6 +223,47 @@ fn the_packed_model_is_the_dequantized_model() {
                 assert!(tied >= least, "{place}");
             }
         }
+    }
+}
+
+/// What calibration sees is what the linears get: from the observed inputs and the weights alone, the oracle rebuilds the
+/// residual stream, and with it the inputs that come next. Several samples of more tokens than a chunk holds.
+#[test]
+fn calibration_sees_what_the_linears_get() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = pipeline::tiny(folder.path());
+    let config = checkpoint.config();
+    let tokens = 2 * (CHUNK + 5);
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| (i * i * 7 + 31 * i) % 256).collect();
+    let samples = Samples::from_tokens(ids.clone(), 2, CHUNK + 5).unwrap();
+    let epsilon = f64::from(config.norm_epsilon);
+    let mut calibrator = Calibrator::new(&checkpoint, &samples).unwrap();
+    let table = numbers(&checkpoint.embedding().unwrap());
+    let row = |&token: &u32| table[token as usize * config.hidden..][..config.hidden].to_vec();
+    let mut residual: Vec<f64> = ids.iter().flat_map(row).collect();
+    for index in 0..config.layers {
+        let weights = checkpoint.layer(index).unwrap();
+        let times = |group: Group, linear: usize, x: &[f64]| {
+            let Weight::Float { n, k, values } = &weights.groups[group as usize].linears[linear].weight else {
+                panic!("a float checkpoint")
+            };
+            reference::gemm_float(x, &widen(values), None, tokens, *n, *k)
+        };
+        let layer = Layer::load(weights.clone(), config, index, CHUNK, Isa::best()).unwrap();
+        let seen = calibrator.observe(&layer, KvQuantizer::default(), true).unwrap();
+        assert_eq!(seen.tokens, tokens);
+        let [qkv, o, gate_up, down] = seen.inputs.each_ref().map(|x| widen(x));
+        let check = |what: &str, got: &[f64], expected: &[f64]| {
+            let error = relative_error(got, expected);
+            assert!(error < 1e-5, "layer {index}, {what}: {error}");
+        };
+        check("qkv", &qkv, &reference::rms_norm(&residual, &widen(&weights.attention_norm), epsilon));
+        let add = |residual: &mut Vec<f64>, y: Vec<f64>| residual.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
+        add(&mut residual, times(Group::O, 0, &o));
+        check("gate_up", &gate_up, &reference::rms_norm(&residual, &widen(&weights.mlp_norm), epsilon));
+        let (gate, up) = (times(Group::GateUp, 0, &gate_up), times(Group::GateUp, 1, &gate_up));
+        check("down", &down, &reference::swiglu(&gate, &up));
+        add(&mut residual, times(Group::Down, 0, &down));
     }
 }
 

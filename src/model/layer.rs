@@ -131,7 +131,7 @@ impl Layer {
 
         if let Some(observer) = observer {
             let mut x = vec![0.0; tokens * down.k()];
-            silu_mul(gate_up_out, down.k(), &mut x).at(at(Group::Down))?;
+            silu_mul(gate_up_out, tokens, down.k(), &mut x).at(at(Group::Down))?;
             observer.input(Group::Down, &x, tokens);
         }
         down.run(Source::SiluMul { gate_up: gate_up_out }, tokens, true, residual, workspace).at(at(Group::Down))

@@ -62,16 +62,15 @@ impl Kernel for NormRows<'_> {
 /// is good to about 1e-7.
 ///
 /// # Errors
-/// [`Error::Length`] when `gate_up` is not `tokens` rows of an even length or `out` is not half as long.
-pub fn silu_mul(gate_up: &[f32], tokens: usize, out: &mut [f32]) -> Result<(), Error> {
-    silu_mul_on(Level::new(Isa::best())?, gate_up, tokens, out)
+/// [`Error::Length`] when `gate_up` is not `[tokens, 2K]` or `out` not `[tokens, K]`.
+pub fn silu_mul(gate_up: &[f32], tokens: usize, k: usize, out: &mut [f32]) -> Result<(), Error> {
+    silu_mul_on(Level::new(Isa::best())?, gate_up, [tokens, k], out)
 }
 
-fn silu_mul_on(level: Level, gate_up: &[f32], tokens: usize, out: &mut [f32]) -> Result<(), Error> {
-    let k = out.len().checked_div(tokens).unwrap_or(0);
-    check_length("out", k * tokens, out.len())?;
+fn silu_mul_on(level: Level, gate_up: &[f32], [tokens, k]: [usize; 2], out: &mut [f32]) -> Result<(), Error> {
+    check_length("out", tokens.saturating_mul(k), out.len())?;
     check_length("gate_up", 2 * out.len(), gate_up.len())?;
-    if k == 0 {
+    if out.is_empty() {
         return Ok(());
     }
     if out.len() < INLINE {
@@ -140,7 +139,7 @@ mod tests {
             let mut first: Option<Vec<f32>> = None;
             for &isa in Isa::available() {
                 let mut out = vec![0.0; tokens * k];
-                silu_mul_on(Level::new(isa).unwrap(), &gate_up, tokens, &mut out).unwrap();
+                silu_mul_on(Level::new(isa).unwrap(), &gate_up, [tokens, k], &mut out).unwrap();
                 for t in 0..tokens {
                     for i in 0..k {
                         let gate = f64::from(gate_up[2 * k * t + i]);
@@ -160,8 +159,8 @@ mod tests {
         assert!(rms_norm(&[1.0; 10], &[1.0; 4], 1e-5, &mut [0.0; 10]).is_err());
         assert!(rms_norm(&[1.0; 8], &[1.0; 4], 1e-5, &mut [0.0; 4]).is_err());
         assert!(rms_norm(&[1.0; 8], &[], 1e-5, &mut [0.0; 8]).is_err());
-        assert!(silu_mul(&[1.0; 8], 1, &mut [0.0; 3]).is_err());
-        assert!(silu_mul(&[1.0; 8], 3, &mut [0.0; 4]).is_err());
-        assert!(silu_mul(&[], 0, &mut []).is_ok());
+        assert!(silu_mul(&[1.0; 8], 1, 4, &mut [0.0; 3]).is_err());
+        assert!(silu_mul(&[1.0; 8], 3, 1, &mut [0.0; 4]).is_err());
+        assert!(silu_mul(&[], 0, 4, &mut []).is_ok());
     }
 }

@@ -219,7 +219,7 @@ fn sources_give_what_their_parts_give() {
     let want = run(&plan, Source::Tokens(&normed), count);
     assert_eq!(run(&plan, Source::RmsNorm { x: &x, weight: &weight, epsilon: 1e-5 }, count), want);
     let mut product = vec![0.0; count * k];
-    crate::kernels::cpu::silu_mul(&gate_up, count, &mut product).unwrap();
+    crate::kernels::cpu::silu_mul(&gate_up, count, k, &mut product).unwrap();
     let want = run(&plan, Source::Tokens(&product), count);
     assert_eq!(run(&plan, Source::SiluMul { gate_up: &gate_up }, count), want);
 }
