@@ -15,6 +15,8 @@ mod quantized;
 mod transform;
 
 pub mod cpu;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use affine::{Affine, RowParams};
 pub use error::Error;

