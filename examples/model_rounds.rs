@@ -18,8 +18,7 @@ use std::time::Instant;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let Some(folder) = std::env::args().nth(1) else { return Err("usage: model_rounds DIR".into()) };
     let model = Model::load(&Checkpoint::open(Path::new(&folder))?)?;
-    let (width, vocabulary) = (model.config().hidden, model.vocabulary());
-    let mut logits = vec![0.0; vocabulary];
+    let vocabulary = model.vocabulary();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let Some((prefill, decode)) = line.split_once(' ') else { return Err(format!("bad request {line:?}").into()) };
@@ -28,14 +27,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut state = model.new_state(prefill + decode)?;
 
         let start = Instant::now();
-        let hidden = model.forward(&mut state, &prompt)?;
-        model.logits(&hidden[(prefill - 1) * width..], 1, &mut logits)?;
+        model.forward(&mut state, &prompt)?;
+        let mut token = model.greedy(&mut state)?;
         let middle = Instant::now();
         let mut tokens = Vec::with_capacity(decode);
         for _ in 0..decode {
-            tokens.push(likeliest(&logits));
-            let hidden = model.forward(&mut state, &tokens[tokens.len() - 1..])?;
-            model.logits(hidden, 1, &mut logits)?;
+            tokens.push(token);
+            model.forward(&mut state, &[token])?;
+            token = model.greedy(&mut state)?;
         }
         let (prefill, decode) = ((middle - start).as_secs_f64(), middle.elapsed().as_secs_f64());
         println!("{{\"prefill_seconds\": {prefill}, \"decode_seconds\": {decode}, \"tokens\": {tokens:?}}}");
@@ -51,14 +50,4 @@ fn prompt(count: usize, vocabulary: usize) -> Vec<u32> {
         (state >> 8) % vocabulary as u32
     };
     (0..count).map(next).collect()
-}
-
-fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
 }

@@ -17,7 +17,8 @@ use duquant::calibrate::{Calibrator, Samples};
 use duquant::checkpoint::{Checkpoint, Group, LinearGroup, Table, TableValues, Weight};
 use duquant::kernels::Transform;
 use duquant::kernels::cpu::{GemmW4A4, GemmW4A4Desc, Isa, QuantizedTokens, Source, TransformQuantize};
-use duquant::model::{CHUNK, KvQuantizer, Layer, Model};
+use duquant::model::cpu::Layer;
+use duquant::model::{Backend, CHUNK, KvQuantizer, Model};
 use duquant::quantize::{Method, Mode, Options};
 use duquant::transform::{
     PermutationKind, RotationKind, RotationPools, TransformOptions, apply, build, transform_weight, undo_weight,
@@ -183,9 +184,9 @@ fn logits(model: &Model, tokens: &[u32], decoded: usize) -> Vec<f64> {
     let mut out = Vec::new();
     let (prompt, rest) = tokens.split_at(tokens.len() - decoded);
     for part in std::iter::once(prompt).chain(rest.chunks(1)) {
-        let hidden = model.forward(&mut state, part).unwrap().to_vec();
+        model.forward(&mut state, part).unwrap();
         let mut logits = vec![0.0; part.len() * vocabulary];
-        model.logits(&hidden, part.len(), &mut logits).unwrap();
+        model.logits(&mut state, 0..part.len(), &mut logits).unwrap();
         out.extend(widen(&logits));
     }
     out
@@ -212,7 +213,7 @@ fn the_packed_model_is_the_dequantized_model() {
         let (checkpoint, _) = pipeline::quantized(&float, &folder.path().join(name), &options);
         let expected = oracle_model(&checkpoint).forward(&tokens.iter().map(|&t| t as usize).collect::<Vec<_>>());
         for &isa in Isa::available() {
-            let model = Model::load_with(&checkpoint, isa).unwrap();
+            let model = Model::load_on(&checkpoint, &Backend::Cpu(isa)).unwrap();
             for decoded in [0, 9] {
                 let got = logits(&model, &tokens, decoded);
                 let rows = got.chunks(model.vocabulary()).zip(expected.chunks(model.vocabulary()));

@@ -14,7 +14,7 @@ mod pipeline;
 
 use duquant::checkpoint::Checkpoint;
 use duquant::kernels::cpu::Isa;
-use duquant::model::Model;
+use duquant::model::{Backend, Model};
 use duquant::quantize::{Mode, Options, Propagation, Rounding};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,15 +59,14 @@ fn quantizing_gives_the_same_bytes() {
 
 /// The bits of the logits of a prompt and of tokens decoded behind it.
 fn logits(checkpoint: &Checkpoint, isa: Isa, prompt: &[u32]) -> Vec<u32> {
-    let model = Model::load_with(checkpoint, isa).unwrap();
+    let model = Model::load_on(checkpoint, &Backend::Cpu(isa)).unwrap();
     let mut state = model.new_state(prompt.len() + 8).unwrap();
     let mut bits = Vec::new();
     let mut row = vec![0.0_f32; model.vocabulary()];
     let mut part = prompt.to_vec();
     for step in 0..8 {
-        let hidden = model.forward(&mut state, &part).unwrap();
-        let width = model.config().hidden;
-        model.logits(&hidden[hidden.len() - width..], 1, &mut row).unwrap();
+        model.forward(&mut state, &part).unwrap();
+        model.logits(&mut state, part.len() - 1..part.len(), &mut row).unwrap();
         bits.extend(row.iter().map(|logit| logit.to_bits()));
         part = vec![(step * 37 + 5) % 256];
     }

@@ -5,7 +5,8 @@
 
 use crate::checkpoint::{Checkpoint, Config, Group, Table};
 use crate::kernels::cpu::Isa;
-use crate::model::{self, KvQuantizer, Layer, Observer, gather_row};
+use crate::model::cpu::{Layer, Observer, State, gather_row};
+use crate::model::{self, KvQuantizer};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -160,7 +161,7 @@ impl Calibrator {
     ) -> Result<(), model::Error> {
         let layers = std::slice::from_ref(layer);
         let width = self.config.hidden;
-        let mut state = model::State::new(&self.config, kv, layers, self.length, Isa::best())?;
+        let mut state = State::new(&self.config, kv, layers, self.length, Isa::best())?;
         let mut sample = Vec::new();
         for stream in self.residual.chunks_exact_mut(self.length * width) {
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);

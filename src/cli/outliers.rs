@@ -3,7 +3,8 @@
 use crate::calibrate::{Calibrator, LayerActivations, Samples};
 use crate::checkpoint::{Checkpoint, Group};
 use crate::kernels::cpu::Isa;
-use crate::model::{CHUNK, KvQuantizer, Layer};
+use crate::model::cpu::Layer;
+use crate::model::{CHUNK, KvQuantizer};
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;

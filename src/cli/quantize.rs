@@ -61,8 +61,8 @@ pub(super) struct Args {
     /// Smoothing strength from 0 to 1, or none [default: 0.6 for duquant, 0.5 for smoothquant, none otherwise]
     #[arg(long, value_parser = parse::alpha)]
     alpha: Option<parse::Alpha>,
-    /// What is smoothed: inputs behind norms by maxima, all inputs by maxima, or all inputs by root mean squares
-    /// [default: balanced for mode best, norms otherwise]
+    /// What is smoothed: all inputs by maxima, inputs behind norms by maxima, or all inputs by root mean squares
+    /// [default: balanced for mode best, all otherwise]
     #[arg(long, value_enum)]
     smooth: Option<SmoothName>,
     /// Clip ratio of activations, queries and keys, above 0 and up to 1 [default: 0.9 for duquant, 1 otherwise]

@@ -25,18 +25,17 @@ pub(super) fn losses_behind(
     tokens: &[u32],
     targets: &[u32],
 ) -> Result<Vec<f64>, Error> {
-    let width = model.config().hidden;
     let vocabulary = model.vocabulary();
     if let Some(&token) = targets.iter().find(|&&token| token as usize >= vocabulary) {
         return Err(crate::model::Error::Token { token, vocabulary }.into());
     }
-    let hidden = model.forward(state, tokens)?;
-    let hidden = &hidden[..targets.len() * width];
+    model.forward(state, tokens)?;
     let mut logits = vec![0.0_f32; POSITIONS.min(targets.len()) * vocabulary];
     let mut losses = Vec::with_capacity(targets.len());
-    for (hidden, targets) in hidden.chunks(POSITIONS * width).zip(targets.chunks(POSITIONS)) {
+    for (index, targets) in targets.chunks(POSITIONS).enumerate() {
+        let first = index * POSITIONS;
         let logits = &mut logits[..targets.len() * vocabulary];
-        model.logits(hidden, targets.len(), logits)?;
+        model.logits(state, first..first + targets.len(), logits)?;
         // One row belongs to one thread, so the order of its sum never depends on how many there are.
         let chunk = logits.par_chunks_exact(vocabulary).zip(targets).map(|(row, &target)| loss(row, target));
         losses.extend(chunk.collect::<Vec<_>>());

@@ -13,7 +13,7 @@ const RUNS: usize = 3;
 pub struct Speed {
     /// Tokens of the prompt.
     pub prefill_tokens: usize,
-    /// Median time of the prompt with the logits behind its last token, over three runs.
+    /// Median time of the prompt with the likeliest token behind it, over three runs.
     pub prefill_seconds: f64,
     /// Prompt tokens a second.
     pub prefill_tokens_per_second: f64,
@@ -34,15 +34,14 @@ pub fn speed(model: &Model, prompt: &[u32], decode: usize) -> Result<Speed, Erro
     if prefill == 0 {
         return Err(Error::Speed { prefill, decode });
     }
-    let width = model.config().hidden;
     let mut state = model.new_state(prefill + decode)?;
-    let mut logits = vec![0.0; model.vocabulary()];
+    let mut token = 0;
     let mut seconds = Vec::with_capacity(RUNS + 1);
     for _ in 0..=RUNS {
         state.clear();
         let clock = Instant::now();
-        let hidden = model.forward(&mut state, prompt)?;
-        model.logits(&hidden[(prefill - 1) * width..], 1, &mut logits)?;
+        model.forward(&mut state, prompt)?;
+        token = model.greedy(&mut state)?;
         seconds.push(clock.elapsed().as_secs_f64());
     }
     let timed = &mut seconds[1..];
@@ -51,9 +50,8 @@ pub fn speed(model: &Model, prompt: &[u32], decode: usize) -> Result<Speed, Erro
 
     let clock = Instant::now();
     for _ in 0..decode {
-        let token = likeliest(&logits);
-        let hidden = model.forward(&mut state, &[token])?;
-        model.logits(hidden, 1, &mut logits)?;
+        model.forward(&mut state, &[token])?;
+        token = model.greedy(&mut state)?;
     }
     let decode_seconds = clock.elapsed().as_secs_f64();
     Ok(Speed {
@@ -64,16 +62,6 @@ pub fn speed(model: &Model, prompt: &[u32], decode: usize) -> Result<Speed, Erro
         decode_seconds,
         decode_tokens_per_second: rate(decode, decode_seconds),
     })
-}
-
-fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
 }
 
 fn rate(tokens: usize, seconds: f64) -> f64 {

@@ -1,6 +1,6 @@
 //! Prefill a prompt, then decode token by token.
 
-use super::{Error, Model};
+use super::{Error, Model, likeliest};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::time::{Duration, Instant};
@@ -44,15 +44,18 @@ pub fn generate(
     }
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let mut state = model.new_state(prompt.len() + options.tokens)?;
-    let mut logits = vec![0.0; model.embedding.rows];
+    let mut logits = vec![0.0; model.vocabulary];
     let mut generated = Generated { tokens: Vec::new(), prefill: Duration::ZERO, decode: Duration::ZERO };
     let mut input = prompt.to_vec();
     let mut start = Instant::now();
     for step in 0..options.tokens {
-        let width = model.config.hidden;
-        let hidden = model.forward(&mut state, &input)?;
-        model.logits(&hidden[(input.len() - 1) * width..], 1, &mut logits)?;
-        let token = choose(&mut logits, options.temperature, &mut rng);
+        model.forward(&mut state, &input)?;
+        let token = if options.temperature <= 0.0 {
+            model.greedy(&mut state)?
+        } else {
+            model.logits(&mut state, input.len() - 1..input.len(), &mut logits)?;
+            sample(&mut logits, options.temperature, &mut rng)
+        };
         generated.tokens.push(token);
         let elapsed = start.elapsed();
         if step == 0 {
@@ -71,18 +74,10 @@ pub fn generate(
     Ok(generated)
 }
 
-/// The most likely token (the lowest on ties), or a sample.
-fn choose(logits: &mut [f32], temperature: f32, rng: &mut ChaCha8Rng) -> u32 {
-    let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
-        }
-    }
-    if temperature <= 0.0 {
-        return best as u32;
-    }
-    let max = logits[best];
+/// A token drawn from `softmax(logits / temperature)`.
+fn sample(logits: &mut [f32], temperature: f32, rng: &mut ChaCha8Rng) -> u32 {
+    let best = likeliest(logits);
+    let max = logits[best as usize];
     let mut sum = 0.0_f64;
     for logit in logits.iter_mut() {
         *logit = ((*logit - max) / temperature).exp();
@@ -95,5 +90,5 @@ fn choose(logits: &mut [f32], temperature: f32, rng: &mut ChaCha8Rng) -> u32 {
             return token as u32;
         }
     }
-    best as u32
+    best
 }

@@ -1,24 +1,23 @@
-//! The LLaMA runner: configuration, layers, KV cache, generation.
+//! The LLaMA runner: layers, KV cache, generation, on each backend.
 //!
 //! The same code runs floating-point checkpoints and W4A4 ones; what differs is in the [`crate::checkpoint::LayerWeights`]
 //! that come in.
 
+pub mod cpu;
 mod error;
 mod generate;
-mod group;
-mod layer;
-mod scratch;
 mod state;
 
+pub use cpu::CHUNK;
 pub use error::Error;
 pub use generate::{GenerateOptions, Generated, generate};
-pub use layer::{Layer, Observer};
-pub use state::{CHUNK, State};
+pub use state::State;
 
-use crate::checkpoint::{Checkpoint, Config, Table, TableValues};
+use crate::checkpoint::{Checkpoint, Config};
 use crate::kernels::Affine;
-use crate::kernels::cpu::{Epilogue, FloatValues, FloatWeights, Isa, gemm_float};
+use crate::kernels::cpu::Isa;
 use error::At;
+use std::ops::Range;
 
 /// How queries, keys and values are quantized; `None` keeps them in floating point.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -29,49 +28,62 @@ pub struct KvQuantizer {
     pub value: Option<Affine>,
 }
 
-/// A model in memory, packed for this CPU.
+impl KvQuantizer {
+    /// What `checkpoint` records.
+    #[must_use]
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let recorded =
+            |quantization: &crate::checkpoint::Quantization| Self { key: quantization.key, value: quantization.value };
+        checkpoint.quantization().map_or_else(Self::default, recorded)
+    }
+}
+
+/// What a model runs on.
+#[derive(Clone)]
+pub enum Backend {
+    /// This machine's processor, with an instruction set that it has.
+    Cpu(Isa),
+}
+
+impl Default for Backend {
+    /// The processor at its best.
+    fn default() -> Self {
+        Self::Cpu(Isa::best())
+    }
+}
+
+/// A model in the memory of its backend, packed for it.
 pub struct Model {
     config: Config,
-    kv: KvQuantizer,
-    embedding: Table,
-    head: Option<Table>,
-    final_norm: Vec<f32>,
-    layers: Vec<Layer>,
-    isa: Isa,
+    vocabulary: usize,
+    engine: Engine,
+}
+
+enum Engine {
+    Cpu(cpu::Model),
 }
 
 impl Model {
     /// Loads every layer of `checkpoint` and packs it for the best instruction set of this machine.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when a tensor is missing or bad, [`Error::Shape`] or [`Error::Kernel`] when a layer cannot
-    /// run.
+    /// As [`Model::load_on`].
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, Error> {
-        Self::load_with(checkpoint, Isa::best())
+        Self::load_on(checkpoint, &Backend::default())
     }
 
-    /// Loads the model for a given instruction set.
+    /// Loads the model onto a backend.
     ///
     /// # Errors
-    /// As [`Model::load`].
-    pub fn load_with(checkpoint: &Checkpoint, isa: Isa) -> Result<Self, Error> {
+    /// [`Error::Checkpoint`] when a tensor is missing or bad, [`Error::Shape`] or [`Error::Kernel`] when a layer cannot
+    /// run.
+    pub fn load_on(checkpoint: &Checkpoint, backend: &Backend) -> Result<Self, Error> {
         let config = checkpoint.config().clone();
-        let layers = (0..config.layers)
-            .map(|index| Layer::load(checkpoint.layer(index)?, &config, index, CHUNK, isa))
-            .collect::<Result<_, _>>()?;
-        let kv = checkpoint.quantization().map_or_else(KvQuantizer::default, |quantization| KvQuantizer {
-            key: quantization.key,
-            value: quantization.value,
-        });
-        Ok(Self {
-            kv,
-            embedding: checkpoint.embedding()?,
-            head: checkpoint.head()?,
-            final_norm: checkpoint.final_norm()?,
-            layers,
-            config,
-            isa,
-        })
+        let vocabulary = config.vocabulary;
+        let engine = match backend {
+            Backend::Cpu(isa) => Engine::Cpu(cpu::Model::load(checkpoint, *isa)?),
+        };
+        Ok(Self { config, vocabulary, engine })
     }
 
     /// The hyperparameters.
@@ -80,31 +92,34 @@ impl Model {
         &self.config
     }
 
-    /// Rows of the output head: logits of one token.
+    /// Rows of the embedding and of the output head: logits of one token.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
-        self.head.as_ref().unwrap_or(&self.embedding).rows
+        self.vocabulary
     }
 
     /// Bytes of the decoder layers' weights, as they lie in memory.
     #[must_use]
     pub fn layer_bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum()
+        match &self.engine {
+            Engine::Cpu(model) => model.layer_bytes(),
+        }
     }
 
     /// Bytes of embedding, output head and final norm.
     #[must_use]
     pub fn table_bytes(&self) -> usize {
-        table_bytes(&self.embedding)
-            + self.head.as_ref().map_or(0, table_bytes)
-            + size_of_val(self.final_norm.as_slice())
+        match &self.engine {
+            Engine::Cpu(model) => model.table_bytes(),
+        }
     }
 
     /// The GEMM kernel which each group of the first layer runs for so many tokens.
     #[must_use]
     pub fn kernels(&self, tokens: usize) -> Vec<&'static str> {
-        let groups = self.layers.first().map_or(&[][..], Layer::groups);
-        groups.iter().map(|group| group.kernel(tokens)).collect()
+        match &self.engine {
+            Engine::Cpu(model) => model.kernels(tokens),
+        }
     }
 
     /// A fresh state with room for `capacity` tokens.
@@ -112,54 +127,77 @@ impl Model {
     /// # Errors
     /// [`Error::Kernel`] when the cache cannot be made.
     pub fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(&self.config, self.kv, &self.layers, capacity, self.isa)
+        let inner = match &self.engine {
+            Engine::Cpu(model) => state::Inner::Cpu(model.new_state(capacity)?),
+        };
+        Ok(State { inner, last: 0 })
     }
 
-    /// Runs `tokens` behind what `state` already holds and returns their hidden states after the final norm,
-    /// `[tokens, hidden]`. Works in chunks of [`CHUNK`] tokens.
+    /// Runs `tokens` behind what `state` already holds and keeps their hidden states for [`Model::logits`]. Works in
+    /// chunks of [`CHUNK`] tokens.
     ///
     /// # Errors
     /// [`Error::Token`] or [`Error::Capacity`] before anything is run; [`Error::Kernel`] otherwise.
-    pub fn forward<'s>(&self, state: &'s mut State, tokens: &[u32]) -> Result<&'s [f32], Error> {
-        let vocabulary = self.embedding.rows;
+    pub fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {
+        let vocabulary = self.vocabulary;
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(Error::Token { token, vocabulary });
         }
-        state.run(&self.config, &self.layers, &self.final_norm, tokens, |token, row| {
-            gather_row(&self.embedding, token as usize, row);
-        })
+        let (capacity, wanted) = (state.capacity(), state.len() + tokens.len());
+        if wanted > capacity {
+            return Err(Error::Capacity { capacity, wanted });
+        }
+        state.last = 0;
+        match (&self.engine, &mut state.inner) {
+            (Engine::Cpu(model), state::Inner::Cpu(state)) => model.forward(state, tokens)?,
+        }
+        state.last = tokens.len();
+        Ok(())
     }
 
-    /// Logits of `tokens` hidden states, `[tokens, vocabulary]`.
+    /// Logits behind the tokens `rows` of the last [`Model::forward`] of `state`, `[rows, vocabulary]`.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when `hidden` or `logits` do not fit.
-    pub fn logits(&self, hidden: &[f32], tokens: usize, logits: &mut [f32]) -> Result<(), Error> {
-        let table = self.head.as_ref().unwrap_or(&self.embedding);
-        let values = match &table.values {
-            TableValues::F32(values) => FloatValues::F32(values),
-            TableValues::F16(values) => FloatValues::F16(values),
-            TableValues::Bf16(values) => FloatValues::Bf16(values),
-        };
-        let weights = FloatWeights { values, n: table.rows, k: table.columns };
-        gemm_float(hidden, tokens, weights, Epilogue::default(), logits).at(|| "output head".into())
+    /// [`Error::Shape`] when `rows` are not among those tokens, [`Error::Kernel`] when `logits` has another size.
+    pub fn logits(&self, state: &mut State, rows: Range<usize>, logits: &mut [f32]) -> Result<(), Error> {
+        if rows.start > rows.end || rows.end > state.last {
+            return Err(Error::Shape {
+                place: "rows of the logits".into(),
+                expected: format!("within 0..{}, the tokens of the last forward", state.last),
+                got: format!("{rows:?}"),
+            });
+        }
+        crate::kernels::check_length("logits", rows.len() * self.vocabulary, logits.len())
+            .at(|| "output head".into())?;
+        match (&self.engine, &mut state.inner) {
+            (Engine::Cpu(model), state::Inner::Cpu(state)) => model.logits(state, rows, logits),
+        }
+    }
+
+    /// The likeliest token behind the last one of the last [`Model::forward`], the lowest on ties: greedy decoding. Only
+    /// the token leaves the device.
+    ///
+    /// # Errors
+    /// As [`Model::logits`].
+    pub fn greedy(&self, state: &mut State) -> Result<u32, Error> {
+        match &self.engine {
+            Engine::Cpu(_) => {
+                let mut logits = vec![0.0; self.vocabulary];
+                let last = state.last;
+                self.logits(state, last.saturating_sub(1)..last.max(1), &mut logits)?;
+                Ok(likeliest(&logits))
+            }
+        }
     }
 }
 
-/// Copies row `index` of a table as `f32`.
-pub(crate) fn gather_row(table: &Table, index: usize, row: &mut [f32]) {
-    let range = index * table.columns..(index + 1) * table.columns;
-    match &table.values {
-        TableValues::F32(values) => row.copy_from_slice(&values[range]),
-        TableValues::F16(values) => row.iter_mut().zip(&values[range]).for_each(|(x, v)| *x = v.to_f32()),
-        TableValues::Bf16(values) => row.iter_mut().zip(&values[range]).for_each(|(x, v)| *x = v.to_f32()),
+/// Index of the largest number, the first on ties.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = token;
+        }
     }
-}
-
-fn table_bytes(table: &Table) -> usize {
-    match &table.values {
-        TableValues::F32(values) => size_of_val(values.as_slice()),
-        TableValues::F16(values) => size_of_val(values.as_slice()),
-        TableValues::Bf16(values) => size_of_val(values.as_slice()),
-    }
+    best as u32
 }

@@ -72,12 +72,12 @@ fn smooth(
             continue;
         }
         let activation_max = transform::channel_max(x, tokens, k)?;
-        let mut weight_max = vec![0.0_f32; k];
-        for linear in &group.linears {
-            let Weight::Float { n, values, .. } = &linear.weight else { return Err(Error::AlreadyQuantized) };
-            let max = transform::channel_max(values, *n, k)?;
-            weight_max.iter_mut().zip(max).for_each(|(all, one)| *all = all.max(one));
-        }
+        // One of the group's linears speaks for all: q, o, up, down.
+        let leader = if name == Group::GateUp { group.linears.last() } else { group.linears.first() };
+        let Some(Weight::Float { n, values, .. }) = leader.map(|linear| &linear.weight) else {
+            return Err(Error::AlreadyQuantized);
+        };
+        let weight_max = transform::channel_max(values, *n, k)?;
         scales.push(transform::smoothing_scale(&activation_max, &weight_max, alpha)?);
     }
     for ((group, x), scale) in layer.groups.iter_mut().zip(&mut activations.inputs).zip(&scales) {

@@ -69,13 +69,14 @@ pub enum Propagation {
 /// What is smoothed, and by which statistic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Smoothing {
-    /// The groups behind a norm, q, k, v and gate, up, by maxima, as in SmoothQuant.
+    /// Every group by maxima, as in the official DuQuant code: those of q_proj speak for q, k, v, those of up_proj for
+    /// gate, up.
+    All,
+    /// The same for the groups behind a norm alone, as in SmoothQuant.
     Norms,
     /// Every group, by root mean squares in the place of maxima, with strength 1/2: the scale that is best in front of a
     /// rotation.
     Balanced,
-    /// o and down as well, by maxima, as in the official DuQuant code. Measured worse (the README has the figures).
-    All,
 }
 
 /// How a weight becomes a code.
@@ -154,7 +155,7 @@ impl Options {
             },
             activation_clip: if duquant { 0.9 } else { 1.0 },
             weight_clip: if duquant { 0.8 } else { 1.0 },
-            smoothing: if duquant { Smoothing::Balanced } else { Smoothing::Norms },
+            smoothing: if duquant { Smoothing::Balanced } else { Smoothing::All },
             rounding: if duquant { Rounding::Compensated } else { Rounding::Nearest },
             propagation: Propagation::Float,
             seed: 2,
@@ -169,7 +170,7 @@ impl Options {
         if mode == Mode::Best {
             return best;
         }
-        Self { smoothing: Smoothing::Norms, rounding: Rounding::Nearest, ..best }
+        Self { smoothing: Smoothing::All, rounding: Rounding::Nearest, ..best }
     }
 
     /// Whether anything is measured on samples.

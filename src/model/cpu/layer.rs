@@ -1,6 +1,6 @@
 //! One decoder layer.
 
-use super::error::{At, Error};
+use super::super::error::{At, Error};
 use super::group::GroupRunner;
 use super::scratch::{Buffers, Workspace};
 use crate::checkpoint::{Config, Group, LayerWeights};
