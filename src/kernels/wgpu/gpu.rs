@@ -2,6 +2,7 @@
 
 use super::Error;
 use super::pipelines::Pipelines;
+use super::tune::Table;
 use ::wgpu::{
     Adapter, AdapterInfo, Backends, Buffer, BufferDescriptor, BufferUsages, CommandEncoder, Device, DeviceDescriptor,
     ErrorFilter, Features, Instance, InstanceDescriptor, InstanceFlags, Limits, MapMode, PollType, Queue,
@@ -56,6 +57,7 @@ pub struct Gpu {
     queue: Queue,
     info: AdapterInfo,
     pipelines: Pipelines,
+    tiles: Table,
     lost: Arc<Mutex<Option<String>>>,
 }
 
@@ -97,7 +99,8 @@ impl Gpu {
             *note.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
         });
         let pipelines = Pipelines::new(&device, &adapter.get_info(), options.cache.as_deref());
-        Ok(Self { info: adapter.get_info(), pipelines, device, queue, lost })
+        let info = adapter.get_info();
+        Ok(Self { tiles: Table::builtin(&info), info, pipelines, device, queue, lost })
     }
 
     /// Takes the host's device. Its queue stays the host's: enqueueing records into the host's encoder and never submits.
@@ -108,7 +111,7 @@ impl Gpu {
         let info = device.adapter_info();
         check_features(&info, device.features())?;
         let pipelines = Pipelines::new(&device, &info, None);
-        Ok(Self { info, pipelines, device, queue, lost: Arc::default() })
+        Ok(Self { tiles: Table::builtin(&info), info, pipelines, device, queue, lost: Arc::default() })
     }
 
     /// The wgpu device.
@@ -145,6 +148,18 @@ impl Gpu {
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.device.limits()
+    }
+
+    /// The tiles that plans take: the built-in ones for this class of adapters, or what [`Gpu::with_tiles`] set.
+    #[must_use]
+    pub fn tiles(&self) -> &Table {
+        &self.tiles
+    }
+
+    /// This device with other tiles, as [`tune`](super::tune) measured them or [`Table::from_text`] read them.
+    #[must_use]
+    pub fn with_tiles(self, tiles: Table) -> Self {
+        Self { tiles, ..self }
     }
 
     pub(super) fn pipelines(&self) -> &Pipelines {
