@@ -4,20 +4,29 @@
 //! kernels of one operation; `bind` joins them with the host's buffers, once; `enqueue` records into a [`Recorder`] over the
 //! host's encoder, allocates nothing and submits nothing.
 
+mod attention;
 mod error;
 mod gpu;
+mod kv_cache;
 mod pipelines;
 mod recorder;
+mod rope_hadamard_quantize;
 mod tokens;
 
+pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan, BoundAttention};
 pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, required_features, required_limits};
+pub use kv_cache::{KvBinding, KvCache, KvLayout, QueryLayout};
 pub use pipelines::{Access, Shader, Variant};
 pub use recorder::{Recorder, Timer};
+pub use rope_hadamard_quantize::{
+    BoundRopeHadamardQuantize, RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan,
+    rope_buffer,
+};
 pub use tokens::{Dtype, QuantizedTokens, TokensBinding, TokensLayout};
 
 /// Every shader in every variant that plans compile with the tiles of the built-in table: what the tests validate.
 #[must_use]
 pub fn variants() -> Vec<(&'static Shader, Variant)> {
-    Vec::new()
+    [rope_hadamard_quantize::variants(), attention::variants()].concat()
 }
