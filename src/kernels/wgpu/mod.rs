@@ -4,31 +4,26 @@
 //! kernels of one operation; `bind` joins them with the host's buffers, once; `enqueue` records into a [`Recorder`] over the
 //! host's encoder, allocates nothing and submits nothing.
 
+mod attention;
 mod error;
 mod gemm_float;
 mod gemm_w4a4;
 mod gpu;
+mod kv_cache;
 mod pipelines;
 mod recorder;
-mod tile;
-mod tokens;
-mod tune;
-
-pub use error::Error;
-pub use gemm_float::{GemmFloatBound, GemmFloatDesc, GemmFloatPlan, PackedFloatWeights, Part, PartBinding};
-pub use gemm_w4a4::{GemmW4A4Bound, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsBinding};
-pub use gpu::{Gpu, GpuOptions, required_features, required_limits};
-pub use pipelines::{Access, Shader, Variant};
-pub use recorder::{Recorder, Timer};
-pub use tile::Tile;
-pub use tokens::{Dtype, QuantizedTokens, TokensBinding, TokensLayout};
-pub use tune::{Product, Steps, Table, TuneShape, tune};
-
+pub use rope_hadamard_quantize::{
+    BoundRopeHadamardQuantize, RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan,
+    rope_buffer,
+};
 /// Every shader in every variant that plans compile with the tiles of the built-in table: what the tests validate.
 #[must_use]
 pub fn variants() -> Vec<(&'static Shader, Variant)> {
-    let mut all = Vec::new();
-    all.extend(gemm_w4a4::variants());
-    all.extend(gemm_float::variants());
-    all
+    [
+        attention::variants(),
+        gemm_float::variants(),
+        gemm_w4a4::variants(),
+        rope_hadamard_quantize::variants(),
+    ]
+    .concat()
 }
