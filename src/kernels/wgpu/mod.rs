@@ -7,17 +7,25 @@
 mod error;
 mod gpu;
 mod pipelines;
+mod plan_checks;
 mod recorder;
 mod tokens;
+mod transform_quantize;
 
 pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, required_features, required_limits};
 pub use pipelines::{Access, Shader, Variant};
 pub use recorder::{Recorder, Timer};
 pub use tokens::{Dtype, QuantizedTokens, TokensBinding, TokensLayout};
+pub use transform_quantize::{
+    BoundTransformQuantize, SourceBinding, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan,
+    TransformShape, TransformTables, TransformTarget,
+};
 
 /// Every shader in every variant that plans compile with the tiles of the built-in table: what the tests validate.
 #[must_use]
 pub fn variants() -> Vec<(&'static Shader, Variant)> {
-    Vec::new()
+    let mut out = Vec::new();
+    out.extend(transform_quantize::variants());
+    out
 }
