@@ -11,7 +11,9 @@ mod gemm_w4a4;
 mod gpu;
 mod kv_cache;
 mod pipelines;
+mod plan_checks;
 mod recorder;
+<<<<<<< HEAD
 pub use rope_hadamard_quantize::{
     BoundRopeHadamardQuantize, RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan,
     rope_buffer,
@@ -24,6 +26,7 @@ pub fn variants() -> Vec<(&'static Shader, Variant)> {
         gemm_float::variants(),
         gemm_w4a4::variants(),
         rope_hadamard_quantize::variants(),
+        transform_quantize::variants(),
     ]
     .concat()
 }

@@ -1,0 +1,184 @@
+// The transform of tokens, x -> x S^-1 R_0 P_0 R_1 .. R_P (eq. 5), one token a workgroup: what transform_quantize and
+// transform_float share. `rotate` comes from rotate_dense.wgsl or rotate_hadamard.wgsl, `Value` from the prelude.
+//
+// The token lies in an area: phase i reads area (i - 1) % 2 through permutation i - 1 and fills area i % 2, a chunk of whole
+// blocks at a time. Each of the two areas is in workgroup memory where it fits and otherwise in the caller's workspace.
+
+// Shape: K, B and the number of rotations.
+override CHANNELS: u32 = 64u;
+override BLOCK: u32 = 4u;
+override ROTATIONS: u32 = 0u;
+// 0: tokens [T, K]. 1: RMSNorm of tokens [T, K]. 2: silu(gate) * up of [T, 2K].
+override SOURCE: u32 = 0u;
+override SMOOTH: bool = false;
+// Invocations of a workgroup, and channels that a chunk holds.
+override WORKGROUP: u32 = 64u;
+override CHUNK: u32 = 4u;
+// Channels of each area that lie in workgroup memory: K or, when the area is in the workspace, 1.
+override AREA_0: u32 = 1u;
+override AREA_1: u32 = 1u;
+const TOKENS = 0u;
+const RMS_NORM = 1u;
+const SILU_MUL = 2u;
+
+struct Params {
+    tokens: u32,
+    symmetric: u32,
+    clip: f32,
+    // L and 1/L.
+    levels: f32,
+    inverse_levels: f32,
+    epsilon: f32,
+}
+
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> source: array<Value>;
+@group(0) @binding(1) var<storage, read> weight: array<f32>;
+@group(0) @binding(2) var<storage, read> rotations: array<f32>;
+@group(0) @binding(3) var<storage, read> permutations: array<u32>;
+@group(0) @binding(4) var<storage, read> inverse_smooth: array<f32>;
+@group(0) @binding(5) var<storage, read_write> workspace: array<f32>;
+
+var<workgroup> area_0: array<f32, AREA_0>;
+var<workgroup> area_1: array<f32, AREA_1>;
+var<workgroup> squares: array<f32, WORKGROUP>;
+// Bit patterns of max(-x) and max(x) over the token, as far as they are positive. Non-negative floats order as their bits
+// do, NaN above infinity, so that these two also tell whether every value is finite.
+var<workgroup> range_low: atomic<u32>;
+var<workgroup> range_high: atomic<u32>;
+var<private> low: u32;
+var<private> high: u32;
+
+// Where the workspace of this workgroup begins.
+var<private> own: u32;
+
+fn read_area(area: u32, channel: u32) -> f32 {
+    if area == 0u {
+        if AREA_0 > 1u { return area_0[channel]; }
+        return workspace[own + channel];
+    }
+    if AREA_1 > 1u { return area_1[channel]; }
+    return workspace[own + select(CHANNELS, 0u, AREA_0 > 1u) + channel];
+}
+
+fn write_area(area: u32, channel: u32, value: f32) {
+    if area == 0u {
+        if AREA_0 > 1u { area_0[channel] = value; } else { workspace[own + channel] = value; }
+    } else {
+        if AREA_1 > 1u { area_1[channel] = value; } else {
+            workspace[own + select(CHANNELS, 0u, AREA_0 > 1u) + channel] = value;
+        }
+    }
+}
+
+fn widen_range(value: f32) {
+    let bits = bitcast<u32>(value);
+    let magnitude = bits & 0x7fffffffu;
+    if bits == magnitude { high = max(high, magnitude); } else { low = max(low, magnitude); }
+}
+
+// Never overflows: the exponential is that of a number <= 0.
+fn silu(x: f32) -> f32 {
+    let e = exp(-abs(x));
+    return x * select(e, 1.0, x > 0.0) / (1.0 + e);
+}
+
+// 1 / sqrt(mean(x^2) + epsilon) of token t, for all invocations.
+fn norm_factor(t: u32, lid: u32) -> f32 {
+    var sum = 0.0;
+    for (var i = lid; i < CHANNELS; i += WORKGROUP) {
+        let x = f32(source[t * CHANNELS + i]);
+        sum += x * x;
+    }
+    squares[lid] = sum;
+    workgroupBarrier();
+    for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {
+        if lid < width { squares[lid] += squares[lid + width]; }
+        workgroupBarrier();
+    }
+    return inverseSqrt(squares[0] / f32(CHANNELS) + p.epsilon);
+}
+
+// The smoothed value of a channel before any rotation.
+fn load(t: u32, channel: u32, factor: f32) -> f32 {
+    var x: f32;
+    if SOURCE == SILU_MUL {
+        let at = 2u * t * CHANNELS + channel;
+        x = silu(f32(source[at])) * f32(source[at + CHANNELS]);
+    } else {
+        x = f32(source[t * CHANNELS + channel]);
+    }
+    if SOURCE == RMS_NORM { x = x * factor * weight[channel]; }
+    if SMOOTH { x *= inverse_smooth[channel]; }
+    return x;
+}
+
+// What rotation `phase` reads at a channel.
+fn input(t: u32, phase: u32, channel: u32, factor: f32) -> f32 {
+    if channel >= CHANNELS { return 0.0; }
+    if phase == 0u { return load(t, channel, factor); }
+    return read_area((phase - 1u) % 2u, permutations[(phase - 1u) * CHANNELS + channel]);
+}
+
+// The transformed value of a channel, after `transform`.
+fn output(t: u32, channel: u32, factor: f32) -> f32 {
+    if ROTATIONS == 0u { return load(t, channel, factor); }
+    return read_area((ROTATIONS - 1u) % 2u, channel);
+}
+
+// Transforms token t and leaves its range in range_low and range_high. Returns what `output` wants. Uniform.
+fn transform(t: u32, lid: u32) -> f32 {
+    low = 0u;
+    high = 0u;
+    if lid == 0u {
+        atomicStore(&range_low, 0u);
+        atomicStore(&range_high, 0u);
+    }
+    workgroupBarrier();
+    var factor = 1.0;
+    if SOURCE == RMS_NORM { factor = norm_factor(t, lid); }
+    for (var phase = 0u; phase < ROTATIONS; phase++) {
+        for (var first = 0u; first < CHANNELS; first += CHUNK) {
+            rotate(t, phase, first, factor, lid);
+        }
+        storageBarrier();
+        workgroupBarrier();
+    }
+    if ROTATIONS == 0u {
+        for (var i = lid; i < CHANNELS; i += WORKGROUP) { widen_range(load(t, i, factor)); }
+    }
+    atomicMax(&range_low, low);
+    atomicMax(&range_high, high);
+    workgroupBarrier();
+    return factor;
+}
+
+// Scale, its inverse and the zero point of the token (eq. 1), and whether it has any: not when a value is not finite.
+struct Quantizer {
+    scale: f32,
+    inverse: f32,
+    zero_point: f32,
+    finite: bool,
+}
+
+fn quantizer() -> Quantizer {
+    let low_bits = atomicLoad(&range_low);
+    let high_bits = atomicLoad(&range_high);
+    // -lo, so that no number changes its sign twice. The maxima with 0 keep compilers from joining the products into the sum
+    // as fused multiply-adds, which would round the scale differently.
+    var minus_lo = max(p.clip * bitcast<f32>(low_bits), 0.0);
+    var hi = max(p.clip * bitcast<f32>(high_bits), 0.0);
+    if p.symmetric != 0u {
+        hi = max(hi, minus_lo);
+        minus_lo = hi;
+    }
+    let scale = max((hi + minus_lo) * p.inverse_levels, 1e-8);
+    let inverse = 1.0 / scale;
+    let zero_point = clamp(round(minus_lo * inverse), 0.0, p.levels);
+    let largest = max(max(low_bits, high_bits), bitcast<u32>(scale));
+    return Quantizer(scale, inverse, zero_point, largest < 0x7f800000u);
+}
+
+fn code(x: f32, q: Quantizer) -> f32 {
+    return clamp(round(x * q.inverse) + q.zero_point, 0.0, p.levels);
+}
