@@ -1,5 +1,6 @@
 //! `duquant eval`
 
+use super::backend::{self, BackendArgs};
 use super::console::Console;
 use super::source::{self, Loaded};
 use super::{memory, parse, text};
@@ -52,9 +53,8 @@ pub(super) struct Args {
     /// Measure the speed of PREFILL tokens and DECODE tokens behind them
     #[arg(long, value_name = "PREFILL,DECODE", value_parser = parse::speed)]
     speed: Option<(usize, usize)>,
-    /// What to run on
-    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
-    backend: Backend,
+    #[command(flatten)]
+    backend: BackendArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -63,17 +63,11 @@ enum TaskName {
     Piqa,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Backend {
-    Cpu,
-}
-
 /// What `--json` prints. Fields of measures that were not asked for are left out.
 #[derive(Serialize)]
 struct Output {
     #[serde(flatten)]
     source: source::Facts,
-    backend: &'static str,
     #[serde(flatten)]
     perplexity: Option<Perplexity>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,11 +95,10 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         (Some(tokenizer), None, Some(task)) => Work::Tasks(tasks(tokenizer, task, args)?),
         _ => Work::Nothing,
     };
-    let Loaded { model, facts, load_seconds } = source::load(&checkpoint, &args.model)?;
-    let Backend::Cpu = args.backend;
+    let backend = args.backend.open()?;
+    let Loaded { model, facts, load_seconds } = source::load(&checkpoint, &args.model, &backend)?;
     let mut output = Output {
         source: facts,
-        backend: "cpu",
         perplexity: None,
         token_losses: None,
         task: None,
@@ -149,6 +142,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         output.speed = Some(eval::speed(&model, &prompt, decode)?);
     }
     output.peak_bytes = memory::peak_bytes();
+    backend::keep_kernels(&backend, console);
     console.result(&output, || describe(&output))
 }
 

@@ -1,5 +1,6 @@
 //! `duquant generate`
 
+use super::backend::{self, BackendArgs};
 use super::console::Console;
 use super::error::{Closed, Usage};
 use super::source::{self, Loaded};
@@ -35,6 +36,8 @@ pub(super) struct Args {
     /// Go on behind a token that ends the text
     #[arg(long)]
     ignore_end: bool,
+    #[command(flatten)]
+    backend: BackendArgs,
 }
 
 /// What `--json` prints.
@@ -62,7 +65,8 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let checkpoint = source::open(&args.model)?;
     let tokenizer = source::tokenizer(&checkpoint, &args.model)?;
     let prompt = tokenizer.encode_with_bos(&args.prompt)?;
-    let Loaded { model, facts, load_seconds } = source::load(&checkpoint, &args.model)?;
+    let backend = args.backend.open()?;
+    let Loaded { model, facts, load_seconds } = source::load(&checkpoint, &args.model, &backend)?;
     let options = GenerateOptions {
         tokens: args.tokens,
         temperature: args.temperature,
@@ -75,6 +79,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let generated = model::generate(&model, &prompt, &options, |token| stream.push(token))?;
     let text = stream.finish()?;
+    backend::keep_kernels(&backend, console);
     let (prefill, decode) = (generated.prefill.as_secs_f64(), generated.decode.as_secs_f64());
     let rate = |tokens: usize, seconds: f64| if tokens == 0 { 0.0 } else { tokens as f64 / seconds.max(1e-9) };
     let output = Output {

@@ -3,6 +3,8 @@
 //! Standard output carries the result alone, one JSON object with `--json`; progress, notes and errors go to standard
 //! error. Exit status: 0 done, 1 failed, 2 wrong usage.
 
+mod backend;
+mod cache;
 mod console;
 mod demo;
 mod error;

@@ -1,9 +1,9 @@
 //! Checkpoints as the command line sees them: opened, described, loaded, written.
 
+use super::backend;
 use super::error::Usage;
 use crate::checkpoint::{Checkpoint, FLOAT_BITS, Format, Quantization, Tokenizer, Writer};
-use crate::kernels::cpu::Isa;
-use crate::model::Model;
+use crate::model::{Backend, Model};
 use crate::quantize::Report;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -32,8 +32,10 @@ pub(super) struct Facts {
     pub(super) file_bytes: u64,
     pub(super) layer_bytes: u64,
     pub(super) table_bytes: u64,
-    pub(super) instruction_set: &'static str,
-    pub(super) kernels: Vec<&'static str>,
+    pub(super) backend: &'static str,
+    /// Instruction set of the processor, or name and driver of the device.
+    pub(super) device: String,
+    pub(super) kernels: Vec<String>,
     pub(super) threads: usize,
 }
 
@@ -46,7 +48,7 @@ impl Facts {
             format!("W{}A{}KV{}", self.weight_bits, self.activation_bits, self.kv_bits)
         };
         let method = self.method.as_deref().map_or_else(String::new, |method| format!(" by {method}"));
-        format!("{precision}{method}, {} on {} threads", self.instruction_set, self.threads)
+        format!("{precision}{method}, {} on {} threads", self.device, self.threads)
     }
 }
 
@@ -66,10 +68,11 @@ pub(super) struct Loaded {
     pub(super) load_seconds: f64,
 }
 
-/// Loads a model to run it.
-pub(super) fn load(checkpoint: &Checkpoint, path: &Path) -> Result<Loaded> {
+/// Loads a model onto a backend to run it.
+pub(super) fn load(checkpoint: &Checkpoint, path: &Path, on: &Backend) -> Result<Loaded> {
     let clock = Instant::now();
-    let model = Model::load(checkpoint).with_context(|| format!("cannot load {}", path.display()))?;
+    let (name, device) = backend::names(on);
+    let model = Model::load_on(checkpoint, on).with_context(|| format!("cannot load {}", path.display()))?;
     let load_seconds = clock.elapsed().as_secs_f64();
     let quantization = checkpoint.quantization();
     let bits = |of: fn(&Quantization) -> u32| quantization.map_or(FLOAT_BITS, of);
@@ -83,7 +86,8 @@ pub(super) fn load(checkpoint: &Checkpoint, path: &Path) -> Result<Loaded> {
         file_bytes: size_on_disk(path)?,
         layer_bytes: model.layer_bytes() as u64,
         table_bytes: model.table_bytes() as u64,
-        instruction_set: Isa::best().name(),
+        backend: name,
+        device,
         kernels: model.kernels(512),
         threads: rayon::current_num_threads(),
     };

@@ -14,6 +14,18 @@ pub enum Error {
         /// What the kernel said.
         source: kernels::Error,
     },
+    /// A device refused something.
+    #[cfg(feature = "wgpu")]
+    #[error("{place}: {source}")]
+    Wgpu {
+        /// Layer and group, or the part of the model, that called it.
+        place: String,
+        /// What the device said.
+        source: kernels::wgpu::Error,
+    },
+    /// A state is used with a model of another backend.
+    #[error("the state belongs to a model on another backend; make it with this model's new_state")]
+    State,
     /// A weight has another shape than the configuration asks for.
     #[error("{place}: expected {expected}, got {got}")]
     Shape {
@@ -50,5 +62,12 @@ pub(crate) trait At<T> {
 impl<T> At<T> for Result<T, kernels::Error> {
     fn at(self, place: impl FnOnce() -> String) -> Result<T, Error> {
         self.map_err(|source| Error::Kernel { place: place(), source })
+    }
+}
+
+#[cfg(feature = "wgpu")]
+impl<T> At<T> for Result<T, kernels::wgpu::Error> {
+    fn at(self, place: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error::Wgpu { place: place(), source })
     }
 }

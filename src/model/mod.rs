@@ -6,7 +6,11 @@
 pub mod cpu;
 mod error;
 mod generate;
+mod rope;
+mod stack;
 mod state;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 pub use cpu::CHUNK;
 pub use error::Error;
@@ -18,6 +22,8 @@ use crate::kernels::Affine;
 use crate::kernels::cpu::Isa;
 use error::At;
 use std::ops::Range;
+#[cfg(feature = "wgpu")]
+use std::sync::Arc;
 
 /// How queries, keys and values are quantized; `None` keeps them in floating point.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -43,6 +49,9 @@ impl KvQuantizer {
 pub enum Backend {
     /// This machine's processor, with an instruction set that it has.
     Cpu(Isa),
+    /// A device that wgpu reaches. Models share it by reference.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Arc<crate::kernels::wgpu::Gpu>),
 }
 
 impl Default for Backend {
@@ -61,6 +70,8 @@ pub struct Model {
 
 enum Engine {
     Cpu(cpu::Model),
+    #[cfg(feature = "wgpu")]
+    Wgpu(wgpu::Model),
 }
 
 impl Model {
@@ -82,6 +93,8 @@ impl Model {
         let vocabulary = config.vocabulary;
         let engine = match backend {
             Backend::Cpu(isa) => Engine::Cpu(cpu::Model::load(checkpoint, *isa)?),
+            #[cfg(feature = "wgpu")]
+            Backend::Wgpu(gpu) => Engine::Wgpu(wgpu::Model::load(checkpoint, Arc::clone(gpu))?),
         };
         Ok(Self { config, vocabulary, engine })
     }
@@ -103,6 +116,8 @@ impl Model {
     pub fn layer_bytes(&self) -> usize {
         match &self.engine {
             Engine::Cpu(model) => model.layer_bytes(),
+            #[cfg(feature = "wgpu")]
+            Engine::Wgpu(model) => model.layer_bytes(),
         }
     }
 
@@ -111,14 +126,18 @@ impl Model {
     pub fn table_bytes(&self) -> usize {
         match &self.engine {
             Engine::Cpu(model) => model.table_bytes(),
+            #[cfg(feature = "wgpu")]
+            Engine::Wgpu(model) => model.table_bytes(),
         }
     }
 
     /// The GEMM kernel which each group of the first layer runs for so many tokens.
     #[must_use]
-    pub fn kernels(&self, tokens: usize) -> Vec<&'static str> {
+    pub fn kernels(&self, tokens: usize) -> Vec<String> {
         match &self.engine {
-            Engine::Cpu(model) => model.kernels(tokens),
+            Engine::Cpu(model) => model.kernels(tokens).into_iter().map(str::to_owned).collect(),
+            #[cfg(feature = "wgpu")]
+            Engine::Wgpu(model) => model.kernels(tokens),
         }
     }
 
@@ -129,6 +148,8 @@ impl Model {
     pub fn new_state(&self, capacity: usize) -> Result<State, Error> {
         let inner = match &self.engine {
             Engine::Cpu(model) => state::Inner::Cpu(model.new_state(capacity)?),
+            #[cfg(feature = "wgpu")]
+            Engine::Wgpu(model) => state::Inner::Wgpu(model.new_state(capacity)?),
         };
         Ok(State { inner, last: 0 })
     }
@@ -150,6 +171,10 @@ impl Model {
         state.last = 0;
         match (&self.engine, &mut state.inner) {
             (Engine::Cpu(model), state::Inner::Cpu(state)) => model.forward(state, tokens)?,
+            #[cfg(feature = "wgpu")]
+            (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.forward(state, tokens)?,
+            #[cfg(feature = "wgpu")]
+            _ => return Err(Error::State),
         }
         state.last = tokens.len();
         Ok(())
@@ -171,6 +196,10 @@ impl Model {
             .at(|| "output head".into())?;
         match (&self.engine, &mut state.inner) {
             (Engine::Cpu(model), state::Inner::Cpu(state)) => model.logits(state, rows, logits),
+            #[cfg(feature = "wgpu")]
+            (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.logits(state, rows, logits),
+            #[cfg(feature = "wgpu")]
+            _ => Err(Error::State),
         }
     }
 
@@ -180,14 +209,20 @@ impl Model {
     /// # Errors
     /// As [`Model::logits`].
     pub fn greedy(&self, state: &mut State) -> Result<u32, Error> {
-        match &self.engine {
-            Engine::Cpu(_) => {
-                let mut logits = vec![0.0; self.vocabulary];
-                let last = state.last;
-                self.logits(state, last.saturating_sub(1)..last.max(1), &mut logits)?;
-                Ok(likeliest(&logits))
-            }
+        if state.last == 0 {
+            return Err(Error::Shape {
+                place: "greedy token".into(),
+                expected: "a forward of at least one token before it".into(),
+                got: "none".into(),
+            });
         }
+        #[cfg(feature = "wgpu")]
+        if let (Engine::Wgpu(model), state::Inner::Wgpu(inner)) = (&self.engine, &mut state.inner) {
+            return model.greedy(inner, state.last - 1);
+        }
+        let mut logits = vec![0.0; self.vocabulary];
+        self.logits(state, state.last - 1..state.last, &mut logits)?;
+        Ok(likeliest(&logits))
     }
 }
 

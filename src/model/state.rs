@@ -1,6 +1,8 @@
 //! What a running sequence owns, on the backend of its model.
 
 use super::cpu;
+#[cfg(feature = "wgpu")]
+use super::wgpu;
 
 /// The KV cache and buffers of one sequence. It belongs to the model that made it.
 pub struct State {
@@ -11,6 +13,8 @@ pub struct State {
 
 pub(super) enum Inner {
     Cpu(cpu::State),
+    #[cfg(feature = "wgpu")]
+    Wgpu(wgpu::State),
 }
 
 impl State {
@@ -19,6 +23,8 @@ impl State {
     pub fn len(&self) -> usize {
         match &self.inner {
             Inner::Cpu(state) => state.len(),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu(state) => state.len(),
         }
     }
 
@@ -33,6 +39,8 @@ impl State {
     pub fn capacity(&self) -> usize {
         match &self.inner {
             Inner::Cpu(state) => state.capacity(),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu(state) => state.capacity(),
         }
     }
 
@@ -45,6 +53,8 @@ impl State {
     pub fn truncate(&mut self, tokens: usize) {
         match &mut self.inner {
             Inner::Cpu(state) => state.truncate(tokens),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu(state) => state.truncate(tokens),
         }
     }
 
@@ -53,6 +63,8 @@ impl State {
     pub fn cache_bytes(&self) -> usize {
         match &self.inner {
             Inner::Cpu(state) => state.cache_bytes(),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu(state) => state.cache_bytes(),
         }
     }
 }

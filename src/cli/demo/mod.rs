@@ -62,7 +62,7 @@ fn find(args: &Args, console: &Console) -> Result<Option<PathBuf>> {
     if args.synthetic {
         return Ok(None);
     }
-    let folder = smollm2::cache_folder()?;
+    let folder = super::cache::folder()?;
     if let Some(model) = smollm2::cached(&folder) {
         return Ok(Some(model));
     }

@@ -18,16 +18,6 @@ const BYTES: u64 = 98_362_432;
 /// Ways to call pip; the first that starts is used.
 const PIPS: [&[&str]; 4] = [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
 
-/// Where models are kept: `duquant` in `$XDG_CACHE_HOME`, or in `~/.cache`.
-pub(super) fn cache_folder() -> Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = variable("XDG_CACHE_HOME")
-        .or_else(|| variable("HOME").map(|home| home.join(".cache")))
-        .or_else(|| variable("LOCALAPPDATA"))
-        .context("there is no cache folder; set XDG_CACHE_HOME or HOME")?;
-    Ok(base.join("duquant"))
-}
-
 /// The model, when it is there in full.
 pub(super) fn cached(folder: &Path) -> Option<PathBuf> {
     let path = folder.join(FILE);

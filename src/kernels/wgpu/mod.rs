@@ -13,11 +13,32 @@ mod kv_cache;
 mod pipelines;
 mod plan_checks;
 mod recorder;
-<<<<<<< HEAD
+mod rope_hadamard_quantize;
+mod tile;
+mod tokens;
+mod transform_quantize;
+mod tune;
+
+pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan, BoundAttention};
+pub use error::Error;
+pub use gemm_float::{GemmFloatBound, GemmFloatDesc, GemmFloatPlan, PackedFloatWeights, Part, PartBinding};
+pub use gemm_w4a4::{GemmW4A4Bound, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsBinding};
+pub use gpu::{Gpu, GpuOptions, required_features, required_limits};
+pub use kv_cache::{KvBinding, KvCache, KvLayout, QueryLayout};
+pub use pipelines::{Access, Shader, Variant};
+pub use recorder::{Recorder, Timer};
 pub use rope_hadamard_quantize::{
     BoundRopeHadamardQuantize, RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan,
     rope_buffer,
 };
+pub use tile::Tile;
+pub use tokens::{Dtype, QuantizedTokens, TokensBinding, TokensLayout};
+pub use transform_quantize::{
+    BoundTransformQuantize, SourceBinding, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan,
+    TransformShape, TransformTables, TransformTarget,
+};
+pub use tune::{Product, Steps, Table, TuneShape, tune};
+
 /// Every shader in every variant that plans compile with the tiles of the built-in table: what the tests validate.
 #[must_use]
 pub fn variants() -> Vec<(&'static Shader, Variant)> {

@@ -1,5 +1,6 @@
 //! One group of linears, ready to run: the prologue on their common input and one stacked GEMM.
 
+use super::super::stack::stacked_bias;
 use super::scratch::Workspace;
 use crate::checkpoint::{LinearGroup, LinearWeights, Weight};
 use crate::kernels::cpu::{
@@ -140,13 +141,6 @@ impl GroupRunner {
             }
         }
     }
-}
-
-fn stacked_bias(linears: &[LinearWeights]) -> Option<Vec<f32>> {
-    linears.iter().any(|linear| linear.bias.is_some()).then(|| {
-        let part = |linear: &LinearWeights| linear.bias.clone().unwrap_or_else(|| vec![0.0; linear.weight.n()]);
-        linears.iter().flat_map(part).collect()
-    })
 }
 
 /// All weights in floating point, one below the other. Drops each part as soon as it is copied.

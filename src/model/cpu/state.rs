@@ -4,10 +4,9 @@ use super::super::KvQuantizer;
 use super::super::error::{At, Error};
 use super::layer::{Layer, Observer};
 use super::scratch::{Buffers, Workspace};
-use crate::checkpoint::{Config, RopeScaling};
-use crate::kernels::cpu::{
-    Isa, KvCache, KvCacheDesc, QueryHeads, QueryHeadsDesc, RopeStretch, RopeTable, rms_norm, rope_inverse_frequencies,
-};
+use super::super::rope::rope_table;
+use crate::checkpoint::Config;
+use crate::kernels::cpu::{Isa, KvCache, KvCacheDesc, QueryHeads, QueryHeadsDesc, RopeTable, rms_norm};
 
 /// Tokens that a forward pass takes through all layers at a time.
 pub const CHUNK: usize = 512;
@@ -148,23 +147,4 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// Sines and cosines for `positions` positions.
-fn rope_table(config: &Config, positions: usize) -> Result<RopeTable, crate::kernels::Error> {
-    let stretch = match &config.rope_scaling {
-        RopeScaling::None => RopeStretch::None,
-        RopeScaling::Linear { factor } => RopeStretch::Linear { factor: *factor },
-        RopeScaling::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_positions } => {
-            RopeStretch::Llama3 {
-                factor: *factor,
-                low_frequency_factor: *low_frequency_factor,
-                high_frequency_factor: *high_frequency_factor,
-                original_positions: *original_positions,
-            }
-        }
-        RopeScaling::Factors { factors } => RopeStretch::Factors(factors),
-    };
-    let frequencies = rope_inverse_frequencies(config.head_dim, config.rope_theta, &stretch)?;
-    RopeTable::new(config.head_dim, &frequencies, positions)
 }

@@ -1,0 +1,115 @@
+//! The model on wgpu against the model on the CPU.
+#![cfg(all(feature = "cli", feature = "wgpu"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails and reports this way"
+)]
+
+mod common;
+mod gpu;
+#[path = "common/pipeline.rs"]
+mod pipeline;
+
+use duquant::checkpoint::Checkpoint;
+use duquant::eval::{PerplexityOptions, perplexity};
+use duquant::kernels::cpu::Isa;
+use duquant::kernels::wgpu::{Gpu, GpuOptions};
+use duquant::model::{Backend, GenerateOptions, Model, generate};
+use duquant::quantize::{Method, Mode, Options};
+use std::sync::Arc;
+
+/// A device of its own for a model, which shares it by reference; `None` without an adapter, as `gpu::gpu` says.
+fn backend(test: &str) -> Option<(gpu::TestGpu, Backend)> {
+    let watched = gpu::gpu(test)?;
+    let options =
+        GpuOptions { adapter: std::env::var("WGPU_ADAPTER_NAME").ok(), validation: true, ..GpuOptions::default() };
+    Some((watched, Backend::Wgpu(Arc::new(Gpu::open(&options).unwrap()))))
+}
+
+/// Logits `[tokens, vocabulary]`, all tokens at once or the last ones one by one.
+fn logits(model: &Model, tokens: &[u32], decoded: usize) -> Vec<f32> {
+    let vocabulary = model.vocabulary();
+    let mut state = model.new_state(tokens.len()).unwrap();
+    let mut out = Vec::new();
+    let (prompt, rest) = tokens.split_at(tokens.len() - decoded);
+    for part in std::iter::once(prompt).chain(rest.chunks(1)) {
+        model.forward(&mut state, part).unwrap();
+        let mut logits = vec![0.0; part.len() * vocabulary];
+        model.logits(&mut state, 0..part.len(), &mut logits).unwrap();
+        let last = &logits[(part.len() - 1) * vocabulary..];
+        let likeliest = last.iter().enumerate().fold(0, |best, (at, &logit)| if logit > last[best] { at } else { best });
+        assert_eq!(model.greedy(&mut state).unwrap() as usize, likeliest);
+        out.extend(logits);
+    }
+    assert_eq!(state.len(), tokens.len());
+    out
+}
+
+fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
+    let size = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let error = got.iter().zip(expected).fold(0.0_f32, |max, (a, b)| max.max((a - b).abs()));
+    error / size
+}
+
+#[test]
+fn a_tiny_model_gives_the_cpus_logits() {
+    let Some((_watched, backend)) = backend("a_tiny_model_gives_the_cpus_logits") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let float = pipeline::tiny(folder.path());
+    let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 31 * i) % 256).collect();
+    let base = pipeline::options();
+    let choices = [
+        ("duquant", base.clone()),
+        ("hadamard", Options { mode: Mode::Hadamard, permutations: 2, ..base.clone() }),
+        ("w4a8", Options { activation_bits: 8, weight_bits: 3, ..base.clone() }),
+        ("w8a8", Options { activation_bits: 8, weight_bits: 8, kv_bits: 8, ..base.clone() }),
+        ("w4a16", Options { activation_bits: 16, ..base.clone() }),
+        ("rtn", Options::new(Method::Rtn)),
+        ("kv16", Options { kv_bits: 16, ..base }),
+    ];
+    let mut models = vec![("float", float.clone())];
+    for (name, options) in choices {
+        models.push((name, pipeline::quantized(&float, &folder.path().join(name), &options).0));
+    }
+    for (name, checkpoint) in models {
+        let cpu = Model::load_on(&checkpoint, &Backend::Cpu(Isa::best())).unwrap();
+        let device = Model::load_on(&checkpoint, &backend).unwrap();
+        for decoded in [0, 9] {
+            let (expected, got) = (logits(&cpu, &tokens, decoded), logits(&device, &tokens, decoded));
+            let rows = got.chunks(cpu.vocabulary()).zip(expected.chunks(cpu.vocabulary()));
+            let errors: Vec<f32> = rows.map(|(got, expected)| relative_error(got, expected)).collect();
+            let tied = errors.iter().position(|&error| error > 1e-5).unwrap_or(errors.len());
+            println!("{name}, {decoded} decoded: {tied} of {}, worst {:?}", errors.len(), errors.iter().copied().fold(0.0, f32::max));
+        }
+    }
+}
+
+#[test]
+fn smollm2_reads_and_writes_as_on_the_cpu() {
+    let Some(path) = common::smollm2("smollm2_reads_and_writes_as_on_the_cpu") else { return };
+    let Some((_watched, backend)) = backend("smollm2_reads_and_writes_as_on_the_cpu") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let model = path.to_str().unwrap();
+    let flags = ["quantize", model, "--out", "w4a4", "--mode", "hadamard", "--samples", "1"];
+    common::json_of(folder.path(), &flags);
+    let checkpoint = Checkpoint::open(&folder.path().join("w4a4")).unwrap();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let text = include_str!("../assets/evaluation.txt");
+    let tokens = tokenizer.encode(text).unwrap();
+    let prompt = tokenizer.encode("Once upon a time").unwrap();
+    let options = PerplexityOptions { window: 1024, windows: Some(2) };
+    let on = |backend: &Backend| {
+        let model = Model::load_on(&checkpoint, backend).unwrap();
+        let read = perplexity(&model, &tokens, &options, |_, _| ()).unwrap().perplexity;
+        let choices = GenerateOptions { tokens: 64, temperature: 0.0, seed: 0, ignore_end: true };
+        let written = generate(&model, &prompt, &choices, |_| true).unwrap().tokens;
+        (read, written)
+    };
+    let (cpu, device) = (on(&Backend::default()), on(&backend));
+    println!("perplexity {} on the CPU, {} on wgpu", cpu.0, device.0);
+    assert!((device.0 / cpu.0 - 1.0).abs() < 1e-3, "perplexity {} on the CPU, {} on wgpu", cpu.0, device.0);
+    assert_eq!(device.1, cpu.1, "greedy tokens");
+}
