@@ -58,14 +58,15 @@ impl Stored {
 /// - Scores of codes are exact integers under four roundings: `4 u S`. Those of `f32` add up `D` products: `(D + 2) u S`.
 /// - The difference to the maximum is rounded once, `2 S u`, and exp is off by at most `3 + 2 |x|` ULP, of up to `2 u` each:
 ///   weighted by `e^-|x|` over `n` keys that is at most `2 u (3 + 2 (1 + ln n))`.
-/// - Sums of weights and of weighted values are `n` additions each, and as many again for rescaling: `4 n u` at most.
+/// - Sums of weights and of weighted values are `n` additions each, and as many again for rescaling: `4 n u` at most. Sums of
+///   codes and of zero points are kept apart; each is at most twice the largest value: `8 n u` more.
 /// - What is left (the scale folded in, the division, the merge) is below `32 u`.
 fn bound(layout: &KvLayout, context: usize, queries: &[Vec<f64>], keys: &[Vec<f64>], out: Dtype) -> f64 {
     let (u, n, d) = (2_f64.powi(-24), context as f64, layout.head_dim as f64);
     let s = largest_norm(queries) * largest_norm(keys) / d.sqrt();
     let score = if layout.key.is_some() { 4.0 * s } else { (d + 2.0) * s };
     let f16 = if out == Dtype::F16 { 2_f64.powi(-10) } else { 0.0 };
-    u * (2.0 * (score + 2.0 * s + 2.0 * (5.0 + 2.0 * n.ln())) + 4.0 * n + 32.0) + f16
+    u * (2.0 * (score + 2.0 * s + 2.0 * (5.0 + 2.0 * n.ln())) + 12.0 * n + 32.0) + f16
 }
 
 struct Case<'a> {
