@@ -15,6 +15,9 @@ const KEYS: u32 = 32u;
 const CHUNK: u32 = 32u;
 // Parts of 32 channels.
 const PARTS: u32 = (HEAD_DIM + 31u) / 32u;
+// Parts of quantized values in workgroup memory at once, and all of them in whole rounds.
+const ROUND: u32 = min(PARTS, 4u);
+const PADDED_PARTS: u32 = (PARTS + ROUND - 1u) / ROUND * ROUND;
 
 // [word][row / 4]
 var<workgroup> query_tile: array<vec4<u32>, 256>;
@@ -89,8 +92,8 @@ fn attention_prefill(
     // What the zero points of values add to the sums.
     var offset = vec4(0.0);
     // [part][row] over channels.
-    var sums: array<vec4<f32>, 4u * PARTS>;
-    for (var i = 0u; i < 4u * PARTS; i++) {
+    var sums: array<vec4<f32>, 4u * PADDED_PARTS>;
+    for (var i = 0u; i < 4u * PADDED_PARTS; i++) {
         sums[i] = vec4(0.0);
     }
 
@@ -196,22 +199,23 @@ fn attention_prefill(
 
         let count = min(KEYS, end - start);
         if (VALUE_BITS <= 8u) {
-            for (var first = 0u; first < PARTS; first += 4u) {
-                // Keys, or the last four parts, have been read; the first time, weights are written.
+            for (var first = 0u; first < PARTS; first += ROUND) {
+                // Keys, or the last round's values, have been read; the first time, weights are written.
                 workgroupBarrier();
                 for (var i = local; i < 8u * count; i += 64u) {
                     let at = cache + start + (i >> 3u);
-                    // Quads past the head's belong to no output.
-                    let quad = min(vec4(first * 8u + (i & 7u)) + vec4(0u, 8u, 16u, 24u), vec4(QUADS - 1u));
-                    key_tile[i] = vec4(
-                        value_codes(at, quad.x), value_codes(at, quad.y), value_codes(at, quad.z), value_codes(at, quad.w),
-                    );
+                    var quads = vec4(0u);
+                    for (var c = 0u; c < ROUND; c++) {
+                        // Quads past the head's belong to no output.
+                        quads[c] = value_codes(at, min((first + c) * 8u + (i & 7u), QUADS - 1u));
+                    }
+                    key_tile[i] = quads;
                 }
                 workgroupBarrier();
                 for (var key = 0u; key < count; key++) {
                     let weight = weight_tile[key * 8u + ty];
                     let quads = key_tile[key * 8u + tx];
-                    for (var c = 0u; c < min(4u, PARTS - first); c++) {
+                    for (var c = 0u; c < ROUND; c++) {
                         let value = vec4<f32>(unpack4xU8(quads[c]));
                         let part = 4u * (first + c);
                         sums[part] += weight.x * value;
