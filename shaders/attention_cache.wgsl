@@ -1,4 +1,5 @@
-// What the attention kernels read: queries and the cache, as rope_hadamard_quantize writes them. The prelude gives HEAD_DIM.
+// What the attention kernels read: queries and the cache, as rope_hadamard_quantize writes them. The prelude gives
+// HEAD_DIM.
 
 struct Immediates {
     tokens: u32,

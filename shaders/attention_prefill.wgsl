@@ -1,8 +1,8 @@
 // Causal attention of many queries: tiles of ROWS rows by KEYS keys with an online softmax.
 //
-// A row is a query of one head; the heads that share a key head are rows of the same tile, so that each key is read once for
-// all. Invocation (tx, ty) holds the scores of rows 4 ty .. 4 ty + 4 with keys 4 tx .. 4 tx + 4 and the outputs of the same
-// rows at channels 32 c + 4 tx .. 32 c + 4 tx + 4. Vectors run over the four rows unless said otherwise.
+// A row is a query of one head; the heads that share a key head are rows of the same tile, so that each key is read once
+// for all. Invocation (tx, ty) holds the scores of rows 4 ty .. 4 ty + 4 with keys 4 tx .. 4 tx + 4 and the outputs of the
+// same rows at channels 32 c + 4 tx .. 32 c + 4 tx + 4. Vectors run over the four rows unless said otherwise.
 
 @group(0) @binding(4) var<storage, read_write> out: array<u32>;
 
@@ -40,6 +40,11 @@ fn write_quad(at: u32, quad: vec4<f32>) {
         out[at + 2u] = words.z;
         out[at + 3u] = words.w;
     }
+}
+
+// Four codes of a key with those of four rows.
+fn dot_rows(q: vec4<u32>, k: u32) -> vec4<u32> {
+    return vec4(dot4U8Packed(q.x, k), dot4U8Packed(q.y, k), dot4U8Packed(q.z, k), dot4U8Packed(q.w, k));
 }
 
 // The sum over the invocations of the same rows.
@@ -143,10 +148,10 @@ fn attention_prefill(
                 for (var w = 0u; w < count; w++) {
                     let q = query_tile[w * 8u + ty];
                     let k = key_tile[w * 8u + tx];
-                    dots[0] += vec4(dot4U8Packed(q.x, k.x), dot4U8Packed(q.y, k.x), dot4U8Packed(q.z, k.x), dot4U8Packed(q.w, k.x));
-                    dots[1] += vec4(dot4U8Packed(q.x, k.y), dot4U8Packed(q.y, k.y), dot4U8Packed(q.z, k.y), dot4U8Packed(q.w, k.y));
-                    dots[2] += vec4(dot4U8Packed(q.x, k.z), dot4U8Packed(q.y, k.z), dot4U8Packed(q.z, k.z), dot4U8Packed(q.w, k.z));
-                    dots[3] += vec4(dot4U8Packed(q.x, k.w), dot4U8Packed(q.y, k.w), dot4U8Packed(q.z, k.w), dot4U8Packed(q.w, k.w));
+                    dots[0] += dot_rows(q, k.x);
+                    dots[1] += dot_rows(q, k.y);
+                    dots[2] += dot_rows(q, k.z);
+                    dots[3] += dot_rows(q, k.w);
                 }
             }
         }
@@ -181,7 +186,8 @@ fn attention_prefill(
             let seen = (vec4(key) <= position) & (position - min(vec4(key), position) < vec4(p.window));
             let weight = exp(scores[j] - next);
             total += select(vec4(0.0), weight, seen);
-            // The value's scale goes into the weight, and only where it is seen: one that is NaN stays away from the others.
+            // The value's scale goes into the weight, and only where it is seen: one that is NaN stays away from the
+            // other queries.
             let at = cache + min(key, end - 1u);
             let scaled = select(vec4(0.0), weight * value_scale(at), seen);
             if (VALUE_BITS <= 8u) {

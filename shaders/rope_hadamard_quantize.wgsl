@@ -1,5 +1,5 @@
-// Queries, keys and values of some tokens: RoPE, per-head Hadamard, quantization per token and head; keys and values go into
-// the cache. The prelude gives HEAD_DIM.
+// Queries, keys and values of some tokens: RoPE, per-head Hadamard, quantization per token and head; keys and values go
+// into the cache. The prelude gives HEAD_DIM.
 //
 // A workgroup takes ROWS heads of one token, LANES invocations each. A head lies in workgroup memory from its load to its
 // codes, so that each barrier serves ROWS heads.
