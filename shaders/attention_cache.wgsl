@@ -1,4 +1,5 @@
-// What the attention kernels read: queries and the cache, as rope_hadamard_quantize writes them. The prelude gives HEAD_DIM.
+// What the attention kernels read: queries and the cache, as rope_hadamard_quantize writes them. The prelude gives
+// HEAD_DIM.
 
 struct Immediates {
     tokens: u32,
@@ -63,15 +64,22 @@ fn key_word(row: u32, w: u32) -> u32 {
     return keys[row * HEAD_DIM + w];
 }
 
+// Codes of channels 4 quad .. 4 quad + 4 of a value, one a byte.
+fn value_codes(row: u32, quad: u32) -> u32 {
+    if (VALUE_BITS == 4u) {
+        return (values[row * (HEAD_DIM / 8u) + (quad >> 1u)] >> ((quad & 1u) * 4u)) & 0x0f0f0f0fu;
+    }
+    return values[row * QUADS + quad];
+}
+
+fn value_zero(row: u32) -> f32 {
+    return f32(params[row].w & 0xffffu);
+}
+
 // Channels 4 quad .. 4 quad + 4 of a value: its codes less their zero point, or its numbers. The scale is not in them.
 fn value_quad(row: u32, quad: u32) -> vec4<f32> {
     if (VALUE_BITS <= 8u) {
-        let zero = f32(params[row].w & 0xffffu);
-        if (VALUE_BITS == 4u) {
-            let word = values[row * (HEAD_DIM / 8u) + (quad >> 1u)] >> ((quad & 1u) * 4u);
-            return vec4<f32>(unpack4xU8(word & 0x0f0f0f0fu)) - zero;
-        }
-        return vec4<f32>(unpack4xU8(values[row * QUADS + quad])) - zero;
+        return vec4<f32>(unpack4xU8(value_codes(row, quad))) - value_zero(row);
     }
     if (VALUE_BITS == 16u) {
         let at = row * (HEAD_DIM / 2u) + 2u * quad;

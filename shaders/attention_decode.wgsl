@@ -1,6 +1,6 @@
-// Causal attention of a few queries, split over the context: a workgroup meets ROWS rows (heads that share a key head, and
-// tokens) with one span of SPAN keys and leaves the unnormalised output, the largest score and the sum of the weights in the
-// workspace; attention_merge joins the spans. The prelude gives ROWS (at most 8) and WORDS, those of a query.
+// Causal attention of a few queries, split over the context: a workgroup meets ROWS rows (heads that share a key head,
+// and tokens) with one span of SPAN keys and leaves the unnormalised output, the largest score and the sum of the weights
+// in the workspace; attention_merge joins the spans. The prelude gives ROWS (at most 8) and WORDS, those of a query.
 //
 // Scores: an invocation a key. Outputs: 4 lanes of keys by 16 quads of channels.
 

@@ -1,8 +1,8 @@
 // Causal attention of many queries: tiles of ROWS rows by KEYS keys with an online softmax.
 //
-// A row is a query of one head; the heads that share a key head are rows of the same tile, so that each key is read once for
-// all. Invocation (tx, ty) holds the scores of rows 4 ty .. 4 ty + 4 with keys 4 tx .. 4 tx + 4 and the outputs of the same
-// rows at channels 32 c + 4 tx .. 32 c + 4 tx + 4. Vectors run over the four rows unless said otherwise.
+// A row is a query of one head; the heads that share a key head are rows of the same tile, so that each key is read once
+// for all. Invocation (tx, ty) holds the scores of rows 4 ty .. 4 ty + 4 with keys 4 tx .. 4 tx + 4 and the outputs of the
+// same rows at channels 32 c + 4 tx .. 32 c + 4 tx + 4. Vectors run over the four rows unless said otherwise.
 
 @group(0) @binding(4) var<storage, read_write> out: array<u32>;
 
@@ -15,10 +15,14 @@ const KEYS: u32 = 32u;
 const CHUNK: u32 = 32u;
 // Parts of 32 channels.
 const PARTS: u32 = (HEAD_DIM + 31u) / 32u;
+// Parts of quantized values in workgroup memory at once, and all of them in whole rounds.
+const ROUND: u32 = min(PARTS, 4u);
+const PADDED_PARTS: u32 = (PARTS + ROUND - 1u) / ROUND * ROUND;
 
 // [word][row / 4]
 var<workgroup> query_tile: array<vec4<u32>, 256>;
-// [word][key / 4] over keys; then values, [key][quad of channels] over channels.
+// [word][key / 4] over keys; then values: of codes [key][tx] over four parts, a quad of codes each; of floating point
+// [key][tx] over the channels of one part.
 var<workgroup> key_tile: array<vec4<u32>, 256>;
 // [key][row / 4]
 var<workgroup> weight_tile: array<vec4<f32>, 256>;
@@ -36,6 +40,23 @@ fn write_quad(at: u32, quad: vec4<f32>) {
         out[at + 2u] = words.z;
         out[at + 3u] = words.w;
     }
+}
+
+// Four codes of a key with those of four rows.
+fn dot_rows(q: vec4<u32>, k: u32) -> vec4<u32> {
+    return vec4(dot4U8Packed(q.x, k), dot4U8Packed(q.y, k), dot4U8Packed(q.z, k), dot4U8Packed(q.w, k));
+}
+
+// The sum over the invocations of the same rows.
+fn row_sum(mine: vec4<f32>, tx: u32, ty: u32) -> vec4<f32> {
+    workgroupBarrier();
+    partial[tx * 8u + ty] = mine;
+    workgroupBarrier();
+    var sum = vec4(0.0);
+    for (var i = 0u; i < 8u; i++) {
+        sum += partial[i * 8u + ty];
+    }
+    return sum;
 }
 
 @compute @workgroup_size(64)
@@ -73,9 +94,11 @@ fn attention_prefill(
     let chunks = (words() + CHUNK - 1u) / CHUNK;
     var highest = vec4(LOWEST);
     var total = vec4(0.0);
+    // What the zero points of values add to the sums.
+    var offset = vec4(0.0);
     // [part][row] over channels.
-    var sums: array<vec4<f32>, 4u * PARTS>;
-    for (var i = 0u; i < 4u * PARTS; i++) {
+    var sums: array<vec4<f32>, 4u * PADDED_PARTS>;
+    for (var i = 0u; i < 4u * PADDED_PARTS; i++) {
         sums[i] = vec4(0.0);
     }
 
@@ -125,10 +148,10 @@ fn attention_prefill(
                 for (var w = 0u; w < count; w++) {
                     let q = query_tile[w * 8u + ty];
                     let k = key_tile[w * 8u + tx];
-                    dots[0] += vec4(dot4U8Packed(q.x, k.x), dot4U8Packed(q.y, k.x), dot4U8Packed(q.z, k.x), dot4U8Packed(q.w, k.x));
-                    dots[1] += vec4(dot4U8Packed(q.x, k.y), dot4U8Packed(q.y, k.y), dot4U8Packed(q.z, k.y), dot4U8Packed(q.w, k.y));
-                    dots[2] += vec4(dot4U8Packed(q.x, k.z), dot4U8Packed(q.y, k.z), dot4U8Packed(q.z, k.z), dot4U8Packed(q.w, k.z));
-                    dots[3] += vec4(dot4U8Packed(q.x, k.w), dot4U8Packed(q.y, k.w), dot4U8Packed(q.z, k.w), dot4U8Packed(q.w, k.w));
+                    dots[0] += dot_rows(q, k.x);
+                    dots[1] += dot_rows(q, k.y);
+                    dots[2] += dot_rows(q, k.z);
+                    dots[3] += dot_rows(q, k.w);
                 }
             }
         }
@@ -157,13 +180,20 @@ fn attention_prefill(
         let shrink = exp(highest - next);
         highest = next;
         total *= shrink;
+        offset *= shrink;
         for (var j = 0u; j < 4u; j++) {
             let key = start + 4u * tx + j;
             let seen = (vec4(key) <= position) & (position - min(vec4(key), position) < vec4(p.window));
             let weight = exp(scores[j] - next);
             total += select(vec4(0.0), weight, seen);
-            // The value's scale goes into the weight, and only where it is seen: one that is NaN stays away from the others.
-            weight_tile[(4u * tx + j) * 8u + ty] = select(vec4(0.0), weight * value_scale(cache + min(key, end - 1u)), seen);
+            // The value's scale goes into the weight, and only where it is seen: one that is NaN stays away from the
+            // other queries.
+            let at = cache + min(key, end - 1u);
+            let scaled = select(vec4(0.0), weight * value_scale(at), seen);
+            if (VALUE_BITS <= 8u) {
+                offset += scaled * value_zero(at);
+            }
+            weight_tile[(4u * tx + j) * 8u + ty] = scaled;
         }
         if (any(shrink != vec4(1.0))) {
             for (var part = 0u; part < PARTS; part++) {
@@ -174,17 +204,41 @@ fn attention_prefill(
         }
 
         let count = min(KEYS, end - start);
-        for (var part = 0u; part < PARTS; part++) {
-            // Keys, or the last part's values, have been read; the first time, weights are written.
-            workgroupBarrier();
-            for (var i = local; i < 8u * count; i += 64u) {
-                let quad = part * 8u + (i & 7u);
-                if (quad < QUADS) {
-                    key_tile[i] = bitcast<vec4<u32>>(value_quad(cache + start + (i >> 3u), quad));
+        if (VALUE_BITS <= 8u) {
+            for (var first = 0u; first < PARTS; first += ROUND) {
+                // Keys, or the last round's values, have been read; the first time, weights are written.
+                workgroupBarrier();
+                for (var i = local; i < 8u * count; i += 64u) {
+                    let at = cache + start + (i >> 3u);
+                    var quads = vec4(0u);
+                    for (var c = 0u; c < ROUND; c++) {
+                        // Quads past the head's belong to no output.
+                        quads[c] = value_codes(at, min((first + c) * 8u + (i & 7u), QUADS - 1u));
+                    }
+                    key_tile[i] = quads;
+                }
+                workgroupBarrier();
+                for (var key = 0u; key < count; key++) {
+                    let weight = weight_tile[key * 8u + ty];
+                    let quads = key_tile[key * 8u + tx];
+                    for (var c = 0u; c < ROUND; c++) {
+                        let value = vec4<f32>(unpack4xU8(quads[c]));
+                        let part = 4u * (first + c);
+                        sums[part] += weight.x * value;
+                        sums[part + 1u] += weight.y * value;
+                        sums[part + 2u] += weight.z * value;
+                        sums[part + 3u] += weight.w * value;
+                    }
                 }
             }
-            workgroupBarrier();
-            if (part * 8u + tx < QUADS) {
+        } else {
+            for (var part = 0u; part < PARTS; part++) {
+                workgroupBarrier();
+                for (var i = local; i < 8u * count; i += 64u) {
+                    let quad = min(part * 8u + (i & 7u), QUADS - 1u);
+                    key_tile[i] = bitcast<vec4<u32>>(value_quad(cache + start + (i >> 3u), quad));
+                }
+                workgroupBarrier();
                 var s0 = sums[part * 4u];
                 var s1 = sums[part * 4u + 1u];
                 var s2 = sums[part * 4u + 2u];
@@ -205,20 +259,15 @@ fn attention_prefill(
         }
     }
 
-    workgroupBarrier();
-    partial[tx * 8u + ty] = total;
-    workgroupBarrier();
-    total = vec4(0.0);
-    for (var i = 0u; i < 8u; i++) {
-        total += partial[i * 8u + ty];
-    }
+    total = row_sum(total, tx, ty);
+    offset = row_sum(offset, tx, ty);
     for (var i = 0u; i < 4u; i++) {
         if (first_row + 4u * ty + i < rows) {
             let at = (token[i] * p.kv_heads * GROUP + head[i]) * HEAD_DIM;
             for (var part = 0u; part < PARTS; part++) {
                 let quad = part * 8u + tx;
                 if (quad < QUADS) {
-                    write_quad(at + 4u * quad, sums[part * 4u + i] / total[i]);
+                    write_quad(at + 4u * quad, (sums[part * 4u + i] - offset[i]) / total[i]);
                 }
             }
         }

@@ -1,5 +1,5 @@
-// Queries, keys and values of some tokens: RoPE, per-head Hadamard, quantization per token and head; keys and values go into
-// the cache. The prelude gives HEAD_DIM.
+// Queries, keys and values of some tokens: RoPE, per-head Hadamard, quantization per token and head; keys and values go
+// into the cache. The prelude gives HEAD_DIM.
 //
 // A workgroup takes ROWS heads of one token, LANES invocations each. A head lies in workgroup memory from its load to its
 // codes, so that each barrier serves ROWS heads.
@@ -41,8 +41,8 @@ override VALUE_STEP: f32;
 override VALUE_CLIP: f32;
 override VALUE_SYMMETRIC: u32;
 
-const ROWS: u32 = 4u;
-const LANES: u32 = 16u;
+const ROWS: u32 = 8u;
+const LANES: u32 = 8u;
 const HALF: u32 = HEAD_DIM / 2u;
 
 var<workgroup> x: array<f32, ROWS * HEAD_DIM>;
@@ -66,6 +66,12 @@ fn input(at: u32) -> f32 {
     return bitcast<f32>(qkv[at]);
 }
 
+// Two stages of butterflies on four values.
+fn four(v: vec4<f32>) -> vec4<f32> {
+    let pairs = vec4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
+    return vec4(pairs.xy + pairs.zw, pairs.xy - pairs.zw);
+}
+
 // Codes of four channels from `at` on, one a byte.
 fn codes(at: u32, factor: f32, quantizer: Quantizer) -> u32 {
     var word = 0u;
@@ -78,6 +84,16 @@ fn codes(at: u32, factor: f32, quantizer: Quantizer) -> u32 {
 
 fn byte_sum(word: u32) -> u32 {
     return dot4U8Packed(word, 0x01010101u);
+}
+
+fn write(is_query: bool, is_value: bool, at: u32, word: u32) {
+    if (is_query) {
+        queries[at] = word;
+    } else if (is_value) {
+        values[at] = word;
+    } else {
+        keys[at] = word;
+    }
 }
 
 @compute @workgroup_size(64)
@@ -112,7 +128,31 @@ fn rope_hadamard_quantize(
             x[base + HALF + i] = b * cosine + a * sine;
         }
     }
-    for (var h = 1u; h < HADAMARD; h = h << 1u) {
+    // Butterflies: three stages at a time as long as there are three, on eight values that meet no others in between.
+    var h = 1u;
+    for (; h * 8u <= HADAMARD; h = h << 3u) {
+        workgroupBarrier();
+        for (var i = lane; i < HEAD_DIM / 8u; i += LANES) {
+            let at = base + ((i & ~(h - 1u)) << 3u) + (i & (h - 1u));
+            if (!is_value) {
+                let a = vec4(x[at], x[at + h], x[at + 2u * h], x[at + 3u * h]);
+                let b = vec4(x[at + 4u * h], x[at + 5u * h], x[at + 6u * h], x[at + 7u * h]);
+                let first = four(a);
+                let second = four(b);
+                let sum = first + second;
+                let difference = first - second;
+                x[at] = sum.x;
+                x[at + h] = sum.y;
+                x[at + 2u * h] = sum.z;
+                x[at + 3u * h] = sum.w;
+                x[at + 4u * h] = difference.x;
+                x[at + 5u * h] = difference.y;
+                x[at + 6u * h] = difference.z;
+                x[at + 7u * h] = difference.w;
+            }
+        }
+    }
+    for (; h < HADAMARD; h = h << 1u) {
         workgroupBarrier();
         for (var i = lane; i < HALF; i += LANES) {
             let at = base + ((i & ~(h - 1u)) << 1u) + (i & (h - 1u));
@@ -170,28 +210,30 @@ fn rope_hadamard_quantize(
     let query_row = (token * p.heads + head) * (words + select(0u, 4u, bits <= 8u));
     let place = select(slot * words, query_row, is_query);
     var sum = 0u;
-    for (var i = lane; i < words; i += LANES) {
-        var word: u32;
-        if (bits == 4u) {
+    if (bits <= 8u) {
+        for (var i = lane; i < HEAD_DIM / 8u; i += LANES) {
             let first = codes(base + 8u * i, factor, quantizer);
             let second = codes(base + 8u * i + 4u, factor, quantizer);
             sum += byte_sum(first) + byte_sum(second);
-            word = first | (second << 4u);
-        } else if (bits == 8u) {
-            word = codes(base + 4u * i, factor, quantizer);
-            sum += byte_sum(word);
-        } else if (bits == 16u) {
-            word = pack2x16float(vec2(x[base + 2u * i], x[base + 2u * i + 1u]) * factor);
-        } else {
-            word = bitcast<u32>(x[base + i] * factor);
+            if (bits == 4u) {
+                if (writes) {
+                    write(is_query, is_value, place + i, first | (second << 4u));
+                }
+            } else if (writes) {
+                write(is_query, is_value, place + 2u * i, first);
+                write(is_query, is_value, place + 2u * i + 1u, second);
+            }
         }
-        if (writes) {
-            if (is_query) {
-                queries[place + i] = word;
-            } else if (is_value) {
-                values[place + i] = word;
-            } else {
-                keys[place + i] = word;
+    } else if (KEY_BITS > 8u || VALUE_BITS > 8u) {
+        for (var i = lane; i < HALF; i += LANES) {
+            let pair = vec2(x[base + 2u * i], x[base + 2u * i + 1u]) * factor;
+            if (bits == 16u) {
+                if (writes) {
+                    write(is_query, is_value, place + i, pack2x16float(pair));
+                }
+            } else if (writes) {
+                write(is_query, is_value, place + 2u * i, bitcast<u32>(pair.x));
+                write(is_query, is_value, place + 2u * i + 1u, bitcast<u32>(pair.y));
             }
         }
     }

@@ -70,10 +70,11 @@ fn a_tiny_model_gives_the_cpus_logits() {
         ("rtn", Options::new(Method::Rtn)),
         ("kv16", Options { kv_bits: 16, ..base }),
     ];
-    let mut models = vec![("float", float.clone())];
-    for (name, options) in choices {
-        models.push((name, pipeline::quantized(&float, &folder.path().join(name), &options).0));
-    }
+    let mut models: Vec<_> = choices
+        .iter()
+        .map(|(name, options)| (*name, pipeline::quantized(&float, &folder.path().join(name), options).0))
+        .collect();
+    models.push(("float", float));
     for (name, checkpoint) in models {
         let cpu = Model::load_on(&checkpoint, &Backend::Cpu(Isa::best())).unwrap();
         let device = Model::load_on(&checkpoint, &backend).unwrap();

@@ -174,8 +174,7 @@ impl AttentionPlan {
                 operand("queries", queries, self.queries().bytes()),
                 operand("keys", &cache.keys, layout.key_bytes()),
                 operand("values", &cache.values, layout.value_bytes()),
-                // The kernel's type is a vector of 16 bytes, read or not.
-                operand("params", &cache.params, layout.param_bytes().max(16)),
+                operand("params", &cache.params, layout.param_bytes()),
                 last,
             ]
         };

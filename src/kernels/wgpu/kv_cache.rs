@@ -42,10 +42,11 @@ impl KvLayout {
         self.rows().saturating_mul(self.row_bytes(self.value_bits()))
     }
 
-    /// Bytes of the scales, zero points and sums: 0 where nothing is quantized (the binding still needs 4).
+    /// Bytes of the scales, zero points and sums: 16 where nothing is quantized, for the binding that the kernels have all the
+    /// same.
     #[must_use]
     pub fn param_bytes(&self) -> u64 {
-        if self.key.is_some() || self.value.is_some() { self.rows().saturating_mul(16) } else { 0 }
+        if self.key.is_some() || self.value.is_some() { self.rows().saturating_mul(16) } else { 16 }
     }
 
     /// Bits that a number of a key takes.
@@ -156,7 +157,7 @@ pub struct KvBinding<'a> {
     pub keys: BufferBinding<'a>,
     /// [`KvLayout::value_bytes`] of values.
     pub values: BufferBinding<'a>,
-    /// [`KvLayout::param_bytes`] (at least 4) of scales, zero points and sums.
+    /// [`KvLayout::param_bytes`] of scales, zero points and sums.
     pub params: BufferBinding<'a>,
 }
 

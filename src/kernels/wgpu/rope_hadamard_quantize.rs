@@ -16,7 +16,7 @@ static SHADER: Shader = Shader {
 };
 
 /// Heads that a workgroup takes.
-const ROWS: usize = 4;
+const ROWS: usize = 8;
 
 /// What [`RopeHadamardQuantizePlan`] is planned for.
 #[derive(Debug, Clone, Copy, PartialEq)]
