@@ -1,5 +1,6 @@
-// One chunk through a dense rotation: an invocation computes COLUMNS quads of outputs of ROWS blocks (both from the prelude),
-// so that few values are read for many products. The products of an output are summed in the order of the input channels.
+// One chunk through a dense rotation: an invocation computes COLUMNS (1 or 2) quads of outputs of ROWS blocks (both from the
+// prelude), so that few values are read for many products. The products of an output are summed in the order of the input
+// channels.
 
 var<workgroup> chunk: array<vec4<f32>, CHUNK>;
 
@@ -14,30 +15,40 @@ fn rotate(t: u32, phase: u32, first: u32, factor: f32, lid: u32) {
     let group = select(lid / across, 0u, WORKGROUP == across);
     let column = select(lid % across, lid, WORKGROUP == across);
     if group < WORKGROUP / across {
-        var sums: array<vec4<f32>, TILE>;
-        for (var i = 0u; i < TILE; i++) { sums[i] = vec4(0.0); }
+        var sums: array<vec4<f32>, ROWS>;
+        var more: array<vec4<f32>, ROWS>;
+        for (var row = 0u; row < ROWS; row++) {
+            sums[row] = vec4(0.0);
+            more[row] = vec4(0.0);
+        }
         let x = group * ROWS * quads;
         for (var k = 0u; k < quads; k++) {
             let at = (phase * BLOCK + 4u * k) * quads + column;
-            for (var c = 0u; c < COLUMNS; c++) {
-                let r0 = rotations[at + c * across];
-                let r1 = rotations[at + c * across + quads];
-                let r2 = rotations[at + c * across + 2u * quads];
-                let r3 = rotations[at + c * across + 3u * quads];
-                for (var row = 0u; row < ROWS; row++) {
-                    let v = chunk[x + row * quads + k];
-                    let i = c * ROWS + row;
-                    sums[i] += v.x * r0;
-                    sums[i] += v.y * r1;
-                    sums[i] += v.z * r2;
-                    sums[i] += v.w * r3;
+            let a = mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
+            var b = a;
+            if COLUMNS == 2u {
+                let at = at + across;
+                b = mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
+            }
+            for (var row = 0u; row < ROWS; row++) {
+                let v = chunk[x + row * quads + k];
+                sums[row] += v.x * a[0];
+                sums[row] += v.y * a[1];
+                sums[row] += v.z * a[2];
+                sums[row] += v.w * a[3];
+                if COLUMNS == 2u {
+                    more[row] += v.x * b[0];
+                    more[row] += v.y * b[1];
+                    more[row] += v.z * b[2];
+                    more[row] += v.w * b[3];
                 }
             }
         }
         for (var row = 0u; row < ROWS; row++) {
-            for (var c = 0u; c < COLUMNS; c++) {
-                let quad = first + (group * ROWS + row) * quads + column + c * across;
-                if 4u * quad < CHANNELS { write_area(phase, quad, sums[c * ROWS + row]); }
+            let quad = first + (group * ROWS + row) * quads + column;
+            if 4u * quad < CHANNELS {
+                write_area(phase, quad, sums[row]);
+                if COLUMNS == 2u { write_area(phase, quad + across, more[row]); }
             }
         }
     }

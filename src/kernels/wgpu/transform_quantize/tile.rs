@@ -156,7 +156,7 @@ impl Tile {
         }
         // Where the CPU runs all invocations, it reads a token's value once for them when it sees that all read the same one:
         // one block's columns a workgroup.
-        let columns = 1;
+        let columns = if narrow && quads >= 16 && quads.is_multiple_of(2) { 2 } else { 1 };
         let workgroup = if narrow && quads >= 8 { quads / columns } else { workgroup };
         let groups = workgroup / (quads / columns);
         let rows = (channels / block).div_ceil(groups).next_power_of_two().min(if narrow { 16 } else { 4 }).min(most);
@@ -211,8 +211,7 @@ impl Tile {
             constants.push(("NORM", f64::from(1.0 / (shape.block as f32).sqrt())));
         } else {
             let Self { rows, columns, .. } = *self;
-            let tile = rows * columns;
-            prelude.push_str(&format!("const ROWS = {rows}u;\nconst COLUMNS = {columns}u;\nconst TILE = {tile}u;\n"));
+            prelude.push_str(&format!("const ROWS = {rows}u;\nconst COLUMNS = {columns}u;\n"));
             if kind == 2 {
                 // Tells the pipelines apart.
                 prelude.push_str("// one number at a time\n");
