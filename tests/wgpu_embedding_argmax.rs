@@ -25,8 +25,8 @@ fn check_embedding(
 ) {
     let mut random = Random::new(seed);
     let mut values = random.normals(vocabulary * k);
-    // Subnormal halves, zeros and the largest.
-    for (i, special) in [0.0, -0.0, 6e-8, -5e-6, 65_504.0, -3e-5].into_iter().enumerate() {
+    // Subnormal halves, zeros and a number near the largest half.
+    for (i, special) in [0.0, -0.0, 6e-8, -5e-6, 65_280.0, -3e-5].into_iter().enumerate() {
         if let Some(value) = values.get_mut(i * 7) {
             *value = special;
         }

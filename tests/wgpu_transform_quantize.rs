@@ -240,7 +240,9 @@ fn codes_without_rotation() {
     for (i, k) in [576, 1000, 1536, 4097, 11_008, 13_824, 28_672].into_iter().enumerate() {
         cases += sweep(&gpu, &smoothing(&mut random, k), Before::Nothing, Dtype::F32, &[1, 2, 3, 8], i);
     }
-    assert_eq!(cases, 188);
+    // More tokens than a dispatch has workgroups.
+    cases += sweep(&gpu, &Transform::identity(3), Before::Nothing, Dtype::F32, &[65_600], 0);
+    assert_eq!(cases, 189);
 }
 
 #[test]
@@ -276,7 +278,10 @@ fn codes_behind_dense_rotations() {
             cases += sweep(&gpu, &transform, Before::Nothing, Dtype::F32, &[1, 3], 2 * i + tile);
         }
     }
-    assert_eq!(cases, 172);
+    // More tokens than the workspace holds at a time.
+    let transform = random.transform(4096, 128, 1, false);
+    cases += sweep(&gpu, &transform, Before::Nothing, Dtype::F32, &[65], 0);
+    assert_eq!(cases, 173);
 }
 
 #[test]
@@ -308,11 +313,13 @@ fn codes_behind_norms_and_swiglu_and_from_half_precision() {
             let rotated = random.transform(192, 64, 1, true);
             cases += sweep(&gpu, &rotated, before, input, &TOKENS, i);
             cases += sweep(&gpu, &smoothing(&mut random, 99), before, input, &TOKENS, i);
+            let odd = random.transform(192, 96, 1, false);
+            cases += sweep(&gpu, &odd, before, input, &TOKENS, i + 1);
             let large = random.transform(11_008, 128, 1, false);
             cases += sweep(&gpu, &large, before, input, &[1, 2], i);
         }
     }
-    assert_eq!(cases, 66 * types.len());
+    assert_eq!(cases, 96 * types.len());
 }
 
 #[test]

@@ -81,7 +81,7 @@ pub enum TransformTiling {
 /// How a token is cut up on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tile {
-    /// Invocations of a workgroup.
+    /// Invocations of a workgroup, a power of two: the norm is summed by a tree.
     workgroup: usize,
     /// Blocks of a chunk that one invocation rotates.
     rows: usize,
@@ -157,7 +157,8 @@ impl Tile {
         // Where the CPU runs all invocations, it reads a token's value once for them when it sees that all read the same one:
         // one block's columns a workgroup.
         let columns = if narrow && quads >= 16 && quads.is_multiple_of(2) { 2 } else { 1 };
-        let workgroup = if narrow && quads >= 8 { quads / columns } else { workgroup };
+        let whole = narrow && quads >= 8 && quads.is_power_of_two();
+        let workgroup = if whole { quads / columns } else { workgroup };
         let groups = workgroup / (quads / columns);
         let rows = (channels / block).div_ceil(groups).next_power_of_two().min(if narrow { 16 } else { 4 }).min(most);
         Self { workgroup, rows, columns, chunk: groups * rows * quads, ..tile }
