@@ -1,41 +1,54 @@
-// One chunk through a dense rotation: an invocation computes one column of ROWS blocks (from the prelude), so that each entry
-// of the matrix is read once for ROWS products. The products of an output are summed in the order of the input channels.
+// One chunk through a dense rotation: an invocation computes COLUMNS (1 or 2) quads of outputs of ROWS blocks (both from the
+// prelude), so that few values are read for many products. The products of an output are summed in the order of the input
+// channels.
 
-// CHUNK / 4; naga takes no expression of overrides as a length.
-override QUADS: u32 = 1u;
-var<workgroup> chunk: array<vec4<f32>, QUADS>;
+var<workgroup> chunk: array<vec4<f32>, CHUNK>;
 
 fn rotate(t: u32, phase: u32, first: u32, factor: f32, lid: u32) {
-    for (var i = lid; i < QUADS; i += WORKGROUP) {
-        let channel = first + 4u * i;
-        chunk[i] = vec4(
-            input(t, phase, channel, factor),
-            input(t, phase, channel + 1u, factor),
-            input(t, phase, channel + 2u, factor),
-            input(t, phase, channel + 3u, factor),
-        );
-    }
+    for (var i = lid; i < CHUNK; i += WORKGROUP) { chunk[i] = input(t, phase, first + i, factor); }
     workgroupBarrier();
-    // A workgroup of one block's columns reads the same tokens in all its invocations; said so that a compiler sees it.
-    let group = select(lid / BLOCK, 0u, WORKGROUP == BLOCK);
-    let column = select(lid % BLOCK, lid, WORKGROUP == BLOCK);
-    if group < WORKGROUP / BLOCK {
-        var sums: array<f32, ROWS>;
-        for (var row = 0u; row < ROWS; row++) { sums[row] = 0.0; }
-        let x = group * ROWS * (BLOCK / 4u);
-        for (var k = 0u; k < BLOCK / 4u; k++) {
-            let at = (phase * BLOCK + 4u * k) * BLOCK + column;
-            let r = vec4(rotations[at], rotations[at + BLOCK], rotations[at + 2u * BLOCK], rotations[at + 3u * BLOCK]);
+    // Quads of a block, and invocations for its columns.
+    let quads = BLOCK / 4u;
+    let across = quads / COLUMNS;
+    // A workgroup of one block's columns reads the same values of a token in all its invocations; said so that a compiler
+    // sees it.
+    let group = select(lid / across, 0u, WORKGROUP == across);
+    let column = select(lid % across, lid, WORKGROUP == across);
+    if group < WORKGROUP / across {
+        var sums: array<vec4<f32>, ROWS>;
+        var more: array<vec4<f32>, ROWS>;
+        for (var row = 0u; row < ROWS; row++) {
+            sums[row] = vec4(0.0);
+            more[row] = vec4(0.0);
+        }
+        let x = group * ROWS * quads;
+        for (var k = 0u; k < quads; k++) {
+            let at = (phase * BLOCK + 4u * k) * quads + column;
+            let a = mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
+            var b = a;
+            if COLUMNS == 2u {
+                let at = at + across;
+                b = mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
+            }
             for (var row = 0u; row < ROWS; row++) {
-                let v = chunk[x + row * (BLOCK / 4u) + k];
-                sums[row] = fma(v.w, r.w, fma(v.z, r.z, fma(v.y, r.y, fma(v.x, r.x, sums[row]))));
+                let v = chunk[x + row * quads + k];
+                sums[row] += v.x * a[0];
+                sums[row] += v.y * a[1];
+                sums[row] += v.z * a[2];
+                sums[row] += v.w * a[3];
+                if COLUMNS == 2u {
+                    more[row] += v.x * b[0];
+                    more[row] += v.y * b[1];
+                    more[row] += v.z * b[2];
+                    more[row] += v.w * b[3];
+                }
             }
         }
         for (var row = 0u; row < ROWS; row++) {
-            let channel = first + (group * ROWS + row) * BLOCK + column;
-            if channel < CHANNELS {
-                write_area(phase % 2u, channel, sums[row]);
-                if phase + 1u == ROTATIONS { widen_range(sums[row]); }
+            let quad = first + (group * ROWS + row) * quads + column;
+            if 4u * quad < CHANNELS {
+                write_area(phase, quad, sums[row]);
+                if COLUMNS == 2u { write_area(phase, quad + across, more[row]); }
             }
         }
     }

@@ -10,17 +10,20 @@ fn transform_float(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    own = workgroup.x * (select(CHANNELS, 0u, AREA_0 > 1u) + select(CHANNELS, 0u, AREA_1 > 1u));
+    own = workgroup.x * (CHANNELS / 4u) * (select(0u, 1u, FAR_0) + select(0u, 1u, FAR_1));
     for (var t = workgroup.x; t < p.tokens; t += grid.x) {
         let factor = transform(t, lid);
         let q = quantizer();
-        for (var i = lid; i < CHANNELS; i += WORKGROUP) {
-            var x = output(t, i, factor);
+        for (var quad = lid; 4u * quad < CHANNELS; quad += WORKGROUP) {
+            var x = output(t, quad, factor);
             if DEQUANTIZE {
                 x = q.scale * (code(x, q) - q.zero_point);
-                if !q.finite { x = bitcast<f32>(max(bitcast<u32>(q.scale), 0x7fc00000u)); }
+                // NaN, made from a number that no compiler knows.
+                if !q.finite { x = vec4(bitcast<f32>(max(bitcast<u32>(q.scale), 0x7fc00000u))); }
             }
-            out[t * CHANNELS + i] = Out(x);
+            for (var i = 0u; i < 4u; i++) {
+                if 4u * quad + i < CHANNELS { out[t * CHANNELS + 4u * quad + i] = Out(x[i]); }
+            }
         }
         // The next token overwrites the areas.
         workgroupBarrier();

@@ -13,7 +13,7 @@ fn transform_quantize(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    own = workgroup.x * (select(CHANNELS, 0u, AREA_0 > 1u) + select(CHANNELS, 0u, AREA_1 > 1u));
+    own = workgroup.x * (CHANNELS / 4u) * (select(0u, 1u, FAR_0) + select(0u, 1u, FAR_1));
     for (var t = workgroup.x; t < p.tokens; t += grid.x) {
         if lid == 0u { atomicStore(&row_sum, 0u); }
         let factor = transform(t, lid);
@@ -21,13 +21,12 @@ fn transform_quantize(
         var sum = 0u;
         for (var word = lid; word < STRIDE / 4u; word += WORKGROUP) {
             var packed = 0u;
-            for (var j = 0u; j < 4u; j++) {
-                let channel = 4u * word + j;
-                if q.finite && channel < CHANNELS {
-                    let one = u32(code(output(t, channel, factor), q));
-                    packed |= one << (8u * j);
-                    sum += one;
-                }
+            if q.finite && 4u * word < CHANNELS {
+                var four = vec4<u32>(code(output(t, word, factor), q));
+                // Behind the last channel 0 stands for nothing, not for the number 0.
+                four = select(vec4(0u), four, 4u * word + vec4(0u, 1u, 2u, 3u) < vec4(CHANNELS));
+                sum += four.x + four.y + four.z + four.w;
+                packed = four.x | (four.y << 8u) | (four.z << 16u) | (four.w << 24u);
             }
             codes[t * (STRIDE / 4u) + word] = packed;
         }

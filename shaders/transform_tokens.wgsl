@@ -1,5 +1,6 @@
 // The transform of tokens, x -> x S^-1 R_0 P_0 R_1 .. R_P (eq. 5), one token a workgroup: what transform_quantize and
-// transform_float share. `rotate` comes from rotate_dense.wgsl or rotate_hadamard.wgsl, `Value` from the prelude.
+// transform_float share. `rotate` comes from rotate_dense.wgsl or rotate_hadamard.wgsl, the operands that it reads from
+// transform_quads.wgsl or transform_scalars.wgsl, `Value` from the prelude. All go by quads, four channels at a time.
 //
 // The token lies in an area: phase i reads area (i - 1) % 2 through permutation i - 1 and fills area i % 2, a chunk of whole
 // blocks at a time. Each of the two areas is in workgroup memory where it fits and otherwise in the caller's workspace.
@@ -11,13 +12,15 @@ override ROTATIONS: u32 = 0u;
 // 0: tokens [T, K]. 1: RMSNorm of tokens [T, K]. 2: silu(gate) * up of [T, 2K].
 override SOURCE: u32 = 0u;
 override SMOOTH: bool = false;
-// Invocations of a workgroup, and channels that a chunk holds.
+// Invocations of a workgroup, and quads that a chunk holds: whole blocks.
 override WORKGROUP: u32 = 64u;
-override CHUNK: u32 = 4u;
-// Channels of each area that lie in workgroup memory: K or, when the area is in the workspace, 1.
+override CHUNK: u32 = 1u;
+// Quads of each area that lie in workgroup memory: K / 4 or, when the area is in the workspace, 1.
 override AREA_0: u32 = 1u;
 override AREA_1: u32 = 1u;
-const TOKENS = 0u;
+// Whether an area is in the workspace.
+override FAR_0: bool = false;
+override FAR_1: bool = false;
 const RMS_NORM = 1u;
 const SILU_MUL = 2u;
 
@@ -32,15 +35,12 @@ struct Params {
 }
 
 var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> source: array<Value>;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
-@group(0) @binding(2) var<storage, read> rotations: array<f32>;
-@group(0) @binding(3) var<storage, read> permutations: array<u32>;
-@group(0) @binding(4) var<storage, read> inverse_smooth: array<f32>;
-@group(0) @binding(5) var<storage, read_write> workspace: array<f32>;
+@group(0) @binding(2) var<storage, read> rotations: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> permutations: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read_write> workspace: array<vec4<f32>>;
 
-var<workgroup> area_0: array<f32, AREA_0>;
-var<workgroup> area_1: array<f32, AREA_1>;
+var<workgroup> area_0: array<vec4<f32>, AREA_0>;
+var<workgroup> area_1: array<vec4<f32>, AREA_1>;
 var<workgroup> squares: array<f32, WORKGROUP>;
 // Bit patterns of max(-x) and max(x) over the token, as far as they are positive. Non-negative floats order as their bits
 // do, NaN above infinity, so that these two also tell whether every value is finite.
@@ -52,43 +52,57 @@ var<private> high: u32;
 // Where the workspace of this workgroup begins.
 var<private> own: u32;
 
-fn read_area(area: u32, channel: u32) -> f32 {
+fn read_area(area: u32, quad: u32) -> vec4<f32> {
     if area == 0u {
-        if AREA_0 > 1u { return area_0[channel]; }
-        return workspace[own + channel];
+        if FAR_0 { return workspace[own + quad]; }
+        return area_0[quad];
     }
-    if AREA_1 > 1u { return area_1[channel]; }
-    return workspace[own + select(CHANNELS, 0u, AREA_0 > 1u) + channel];
+    if FAR_1 { return workspace[own + select(0u, CHANNELS / 4u, FAR_0) + quad]; }
+    return area_1[quad];
 }
 
-fn write_area(area: u32, channel: u32, value: f32) {
+fn read_channel(area: u32, channel: u32) -> f32 {
+    let quad = channel / 4u;
+    let lane = channel % 4u;
     if area == 0u {
-        if AREA_0 > 1u { area_0[channel] = value; } else { workspace[own + channel] = value; }
+        if FAR_0 { return workspace[own + quad][lane]; }
+        return area_0[quad][lane];
+    }
+    if FAR_1 { return workspace[own + select(0u, CHANNELS / 4u, FAR_0) + quad][lane]; }
+    return area_1[quad][lane];
+}
+
+// Stores four outputs of a phase; those of the last phase widen the range.
+fn write_area(phase: u32, quad: u32, value: vec4<f32>) {
+    if phase % 2u == 0u {
+        if FAR_0 { workspace[own + quad] = value; } else { area_0[quad] = value; }
     } else {
-        if AREA_1 > 1u { area_1[channel] = value; } else {
-            workspace[own + select(CHANNELS, 0u, AREA_0 > 1u) + channel] = value;
-        }
+        if FAR_1 { workspace[own + select(0u, CHANNELS / 4u, FAR_0) + quad] = value; } else { area_1[quad] = value; }
     }
+    if phase + 1u == ROTATIONS { widen_range(value); }
 }
 
-fn widen_range(value: f32) {
-    let bits = bitcast<u32>(value);
-    let magnitude = bits & 0x7fffffffu;
-    if bits == magnitude { high = max(high, magnitude); } else { low = max(low, magnitude); }
+fn widen_range(value: vec4<f32>) {
+    let bits = bitcast<vec4<u32>>(value);
+    let magnitude = bits & vec4(0x7fffffffu);
+    let positive = select(vec4(0u), magnitude, bits == magnitude);
+    let negative = select(magnitude, vec4(0u), bits == magnitude);
+    high = max(high, max(max(positive.x, positive.y), max(positive.z, positive.w)));
+    low = max(low, max(max(negative.x, negative.y), max(negative.z, negative.w)));
 }
 
 // Never overflows: the exponential is that of a number <= 0.
-fn silu(x: f32) -> f32 {
+fn silu(x: vec4<f32>) -> vec4<f32> {
     let e = exp(-abs(x));
-    return x * select(e, 1.0, x > 0.0) / (1.0 + e);
+    return x * select(e, vec4(1.0), x > vec4(0.0)) / (1.0 + e);
 }
 
 // 1 / sqrt(mean(x^2) + epsilon) of token t, for all invocations.
 fn norm_factor(t: u32, lid: u32) -> f32 {
     var sum = 0.0;
-    for (var i = lid; i < CHANNELS; i += WORKGROUP) {
-        let x = f32(source[t * CHANNELS + i]);
-        sum += x * x;
+    for (var quad = lid; 4u * quad < CHANNELS; quad += WORKGROUP) {
+        let x = source_quad(t * CHANNELS, quad);
+        sum += dot(x, x);
     }
     squares[lid] = sum;
     workgroupBarrier();
@@ -99,31 +113,38 @@ fn norm_factor(t: u32, lid: u32) -> f32 {
     return inverseSqrt(squares[0] / f32(CHANNELS) + p.epsilon);
 }
 
-// The smoothed value of a channel before any rotation.
-fn load(t: u32, channel: u32, factor: f32) -> f32 {
-    var x: f32;
+// Four smoothed values before any rotation; 0 behind the last channel.
+fn load(t: u32, quad: u32, factor: f32) -> vec4<f32> {
+    var x: vec4<f32>;
     if SOURCE == SILU_MUL {
-        let at = 2u * t * CHANNELS + channel;
-        x = silu(f32(source[at])) * f32(source[at + CHANNELS]);
+        let row = 2u * t * CHANNELS;
+        x = silu(source_quad(row, quad)) * source_quad(row + CHANNELS, quad);
     } else {
-        x = f32(source[t * CHANNELS + channel]);
+        x = source_quad(t * CHANNELS, quad);
     }
-    if SOURCE == RMS_NORM { x = x * factor * weight[channel]; }
-    if SMOOTH { x *= inverse_smooth[channel]; }
+    if SOURCE == RMS_NORM { x = x * factor * weight_quad(quad); }
+    if SMOOTH { x *= smooth_quad(quad); }
     return x;
 }
 
-// What rotation `phase` reads at a channel.
-fn input(t: u32, phase: u32, channel: u32, factor: f32) -> f32 {
-    if channel >= CHANNELS { return 0.0; }
-    if phase == 0u { return load(t, channel, factor); }
-    return read_area((phase - 1u) % 2u, permutations[(phase - 1u) * CHANNELS + channel]);
+// Four values that rotation `phase` reads; 0 behind the last channel.
+fn input(t: u32, phase: u32, quad: u32, factor: f32) -> vec4<f32> {
+    if 4u * quad >= CHANNELS { return vec4(0.0); }
+    if phase == 0u { return load(t, quad, factor); }
+    let area = (phase - 1u) % 2u;
+    let channels = permutations[(phase - 1u) * (CHANNELS / 4u) + quad];
+    return vec4(
+        read_channel(area, channels.x),
+        read_channel(area, channels.y),
+        read_channel(area, channels.z),
+        read_channel(area, channels.w),
+    );
 }
 
-// The transformed value of a channel, after `transform`.
-fn output(t: u32, channel: u32, factor: f32) -> f32 {
-    if ROTATIONS == 0u { return load(t, channel, factor); }
-    return read_area((ROTATIONS - 1u) % 2u, channel);
+// Four transformed values, after `transform`.
+fn output(t: u32, quad: u32, factor: f32) -> vec4<f32> {
+    if ROTATIONS == 0u { return load(t, quad, factor); }
+    return read_area((ROTATIONS - 1u) % 2u, quad);
 }
 
 // Transforms token t and leaves its range in range_low and range_high. Returns what `output` wants. Uniform.
@@ -138,14 +159,14 @@ fn transform(t: u32, lid: u32) -> f32 {
     var factor = 1.0;
     if SOURCE == RMS_NORM { factor = norm_factor(t, lid); }
     for (var phase = 0u; phase < ROTATIONS; phase++) {
-        for (var first = 0u; first < CHANNELS; first += CHUNK) {
+        for (var first = 0u; 4u * first < CHANNELS; first += CHUNK) {
             rotate(t, phase, first, factor, lid);
         }
         storageBarrier();
         workgroupBarrier();
     }
     if ROTATIONS == 0u {
-        for (var i = lid; i < CHANNELS; i += WORKGROUP) { widen_range(load(t, i, factor)); }
+        for (var quad = lid; 4u * quad < CHANNELS; quad += WORKGROUP) { widen_range(load(t, quad, factor)); }
     }
     atomicMax(&range_low, low);
     atomicMax(&range_high, high);
@@ -179,6 +200,6 @@ fn quantizer() -> Quantizer {
     return Quantizer(scale, inverse, zero_point, largest < 0x7f800000u);
 }
 
-fn code(x: f32, q: Quantizer) -> f32 {
-    return clamp(round(x * q.inverse) + q.zero_point, 0.0, p.levels);
+fn code(x: vec4<f32>, q: Quantizer) -> vec4<f32> {
+    return clamp(round(x * q.inverse) + q.zero_point, vec4(0.0), vec4(p.levels));
 }

@@ -4,7 +4,9 @@
 //! kernels of one operation; `bind` joins them with the host's buffers, once; `enqueue` records into a [`Recorder`] over the
 //! host's encoder, allocates nothing and submits nothing.
 
+mod argmax;
 mod attention;
+mod embedding;
 mod error;
 mod gemm_float;
 mod gemm_w4a4;
@@ -13,13 +15,16 @@ mod kv_cache;
 mod pipelines;
 mod plan_checks;
 mod recorder;
+mod rms_norm;
 mod rope_hadamard_quantize;
 mod tile;
 mod tokens;
 mod transform_quantize;
 mod tune;
 
+pub use argmax::{ArgmaxDesc, ArgmaxPlan, BoundArgmax};
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan, BoundAttention};
+pub use embedding::{BoundEmbedding, EmbeddingDesc, EmbeddingPlan, TableDtype};
 pub use error::Error;
 pub use gemm_float::{GemmFloatBound, GemmFloatDesc, GemmFloatPlan, PackedFloatWeights, Part, PartBinding};
 pub use gemm_w4a4::{GemmW4A4Bound, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsBinding};
@@ -27,6 +32,7 @@ pub use gpu::{Gpu, GpuOptions, required_features, required_limits};
 pub use kv_cache::{KvBinding, KvCache, KvLayout, QueryLayout};
 pub use pipelines::{Access, Shader, Variant};
 pub use recorder::{Recorder, Timer};
+pub use rms_norm::{BoundRmsNorm, BoundSiluMul, RmsNormPlan, RowsDesc, SiluMulPlan};
 pub use rope_hadamard_quantize::{
     BoundRopeHadamardQuantize, RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan,
     rope_buffer,
@@ -43,9 +49,12 @@ pub use tune::{Product, Steps, Table, TuneShape, tune};
 #[must_use]
 pub fn variants() -> Vec<(&'static Shader, Variant)> {
     [
+        argmax::variants(),
         attention::variants(),
+        embedding::variants(),
         gemm_float::variants(),
         gemm_w4a4::variants(),
+        rms_norm::variants(),
         rope_hadamard_quantize::variants(),
         transform_quantize::variants(),
     ]

@@ -50,3 +50,17 @@ pub(super) fn prelude(types: &[(&str, Dtype)]) -> String {
     }
     out
 }
+
+/// Invocations of a workgroup that goes through a row: 256 where the device allows it, a power of two in any case. A driver
+/// on the CPU runs them in turn and gets few.
+pub(super) fn row_workgroup(gpu: &Gpu) -> u32 {
+    let limits = gpu.limits();
+    let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+    let wanted = if gpu.info().device_type == ::wgpu::DeviceType::Cpu { 64 } else { 256 };
+    if wanted <= most { wanted } else { 1 << most.max(1).ilog2() }
+}
+
+/// Workgroups for `rows` rows; the kernels loop where the device allows fewer.
+pub(super) fn row_grid(gpu: &Gpu, rows: usize) -> u32 {
+    rows.min(gpu.limits().max_compute_workgroups_per_dimension as usize) as u32
+}

@@ -1,10 +1,10 @@
 //! A transform's numbers on the device, and the kernel joined with the host's buffers.
 
 use super::{TokenSource, TransformQuantizePlan, TransformShape, TransformTarget};
-use crate::kernels::{Affine, Transform};
 use crate::kernels::wgpu::pipelines::{Bound, Operand};
 use crate::kernels::wgpu::plan_checks::{check_tokens, unsupported};
 use crate::kernels::wgpu::{Error, Gpu, Recorder, TokensBinding};
+use crate::kernels::{Affine, Transform};
 use ::wgpu::{Buffer, BufferBinding};
 
 /// The numbers of one [`Transform`] in device memory.
@@ -14,7 +14,8 @@ pub struct TransformTables {
     rotations: Buffer,
     permutations: Buffer,
     inverse_smooth: Buffer,
-    /// Stands in for a workspace where none is needed.
+    /// Stand in for a weight and a workspace where none is needed.
+    absent: Buffer,
     scratch: Buffer,
 }
 
@@ -99,7 +100,8 @@ impl TransformQuantizePlan {
             rotations: upload("rotations", bytemuck::cast_slice(rotations))?,
             permutations: upload("permutations", bytemuck::cast_slice(&transform.permutations))?,
             inverse_smooth: upload("inverse_smooth", bytemuck::cast_slice(smooth))?,
-            scratch: gpu.buffer("scratch", 4)?,
+            absent: gpu.buffer("absent", 16)?,
+            scratch: gpu.buffer("scratch", 16)?,
         })
     }
 
@@ -124,12 +126,12 @@ impl TransformQuantizePlan {
         }
         let (values, source_bytes) = (desc.source, desc.source_bytes());
         // What a variant does not use is still declared, and bound to something that is there anyway.
-        let absent = tables.inverse_smooth.as_entire_buffer_binding();
+        let absent = tables.absent.as_entire_buffer_binding();
         let k = desc.shape.channels as u64;
         let (x, weight, weight_bytes) = match (source, values) {
-            (SourceBinding::Tokens(x), TokenSource::Tokens) => (x, absent, 4),
+            (SourceBinding::Tokens(x), TokenSource::Tokens) => (x, absent, 16),
             (SourceBinding::RmsNorm { x, weight }, TokenSource::RmsNorm { .. }) => (x, weight, 4 * k),
-            (SourceBinding::SiluMul(x), TokenSource::SiluMul) => (x, absent, 4),
+            (SourceBinding::SiluMul(x), TokenSource::SiluMul) => (x, absent, 16),
             (source, _) => return unsupported("source", format!("{values:?}"), source.name()),
         };
         let workspace = match (workspace, self.workspace_bytes()) {
@@ -148,7 +150,7 @@ impl TransformQuantizePlan {
             whole("rotations", &tables.rotations),
             whole("permutations", &tables.permutations),
             whole("inverse_smooth", &tables.inverse_smooth),
-            Operand { name: "workspace", binding: workspace, bytes: self.workspace_bytes() },
+            Operand { name: "workspace", binding: workspace, bytes: self.workspace_bytes().max(16) },
         ];
         match (out, desc.target) {
             (TransformOutput::Codes(TokensBinding { codes, params }), TransformTarget::Codes) => {

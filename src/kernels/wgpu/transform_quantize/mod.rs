@@ -5,6 +5,7 @@ mod bind;
 mod tile;
 
 pub use bind::{BoundTransformQuantize, SourceBinding, TransformOutput, TransformTables};
+pub use tile::TransformTiling;
 pub(super) use tile::variants;
 
 use super::pipelines::Kernel;
@@ -110,10 +111,19 @@ impl TransformQuantizePlan {
     /// Chooses and compiles the kernel for `desc` on this device.
     ///
     /// # Errors
-    /// [`Error::Kernel`] for shapes that no [`Transform`] has, a dense rotation whose block is no multiple of 4 up to 256,
+    /// [`Error::Kernel`] for shapes that no [`Transform`] has, a rotation whose block is no multiple of 4, a dense one above 256,
     /// a missing quantizer or settings outside [`Affine::new`]'s; [`Error::MissingFeature`] for half precision without
     /// `SHADER_F16`; [`Error::Limit`] for operands or a block too large for the device.
     pub fn plan(gpu: &Gpu, desc: &TransformQuantizeDesc) -> Result<Self, Error> {
+        let on_cpu = gpu.info().device_type == ::wgpu::DeviceType::Cpu;
+        Self::plan_tiled(gpu, desc, if on_cpu { TransformTiling::Narrow } else { TransformTiling::Wide })
+    }
+
+    /// As [`Self::plan`], with the tile of another kind of device: for measuring and testing.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plan_tiled(gpu: &Gpu, desc: &TransformQuantizeDesc, tiling: TransformTiling) -> Result<Self, Error> {
         let TransformQuantizeDesc { m_max, shape, affine, source, input, target } = *desc;
         check_range("channels", shape.channels, 1, 1 << 24)?;
         check_range("m_max", m_max, 1, 1 << 24)?;
@@ -136,7 +146,7 @@ impl TransformQuantizePlan {
         {
             return unsupported("epsilon", "a finite number of at least 0", epsilon);
         }
-        let tile = Tile::choose(gpu, desc)?;
+        let tile = Tile::choose(gpu, desc, tiling)?;
         let (shader, variant) = tile.variant(desc);
         let bytes = tile.workspace_bytes(desc);
         check_bindings(gpu, &[("source", desc.source_bytes()), ("out", desc.out_bytes()), ("workspace", bytes)])?;
@@ -195,8 +205,8 @@ fn check_shape(shape: &TransformShape) -> Result<(), Error> {
     if block == 0 || !channels.is_multiple_of(block) {
         return unsupported("block", format!("a divisor of {channels} channels"), block);
     }
-    if hadamard && !block.is_power_of_two() {
-        return unsupported("block", "a power of two for a Hadamard", block);
+    if hadamard && !(block.is_power_of_two() && block >= 4) {
+        return unsupported("block", "a power of two from 4 on for a Hadamard", block);
     }
     if !hadamard && (block > tile::DENSE_BLOCK_MAX || !block.is_multiple_of(4)) {
         return unsupported("block", format!("a multiple of 4 up to {}", tile::DENSE_BLOCK_MAX), block);

@@ -9,6 +9,8 @@ use crate::kernels::wgpu::{Dtype, Error, Gpu};
 pub(super) const DENSE_BLOCK_MAX: usize = 256;
 
 const TOKENS: &str = include_str!("../../../../shaders/transform_tokens.wgsl");
+const QUADS: &str = include_str!("../../../../shaders/transform_quads.wgsl");
+const SCALARS: &str = include_str!("../../../../shaders/transform_scalars.wgsl");
 const DENSE: &str = include_str!("../../../../shaders/rotate_dense.wgsl");
 const HADAMARD: &str = include_str!("../../../../shaders/rotate_hadamard.wgsl");
 const QUANTIZE: &str = include_str!("../../../../shaders/transform_quantize.wgsl");
@@ -28,40 +30,64 @@ const FLOAT_BINDINGS: &[Access] =
     &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write, Access::Write];
 const IMMEDIATES: u32 = 24;
 
-/// The dense and the Hadamard kernel of each target share an entry point; `prelude` tells their pipelines apart.
+// Kernels of one target share an entry point; their preludes and constants tell their pipelines apart. Without a rotation
+// any K will do, and K that is no multiple of 4 reads one number at a time.
 static QUANTIZE_DENSE: Shader = Shader {
     name: "transform_quantize",
-    sources: &[TOKENS, DENSE, QUANTIZE],
+    sources: &[TOKENS, QUADS, DENSE, QUANTIZE],
     bindings: QUANTIZE_BINDINGS,
     immediates: IMMEDIATES,
 };
 static QUANTIZE_HADAMARD: Shader = Shader {
     name: "transform_quantize",
-    sources: &[TOKENS, HADAMARD, QUANTIZE],
+    sources: &[TOKENS, QUADS, HADAMARD, QUANTIZE],
+    bindings: QUANTIZE_BINDINGS,
+    immediates: IMMEDIATES,
+};
+static QUANTIZE_SCALARS: Shader = Shader {
+    name: "transform_quantize",
+    sources: &[TOKENS, SCALARS, DENSE, QUANTIZE],
     bindings: QUANTIZE_BINDINGS,
     immediates: IMMEDIATES,
 };
 static FLOAT_DENSE: Shader = Shader {
     name: "transform_float",
-    sources: &[TOKENS, DENSE, FLOAT],
+    sources: &[TOKENS, QUADS, DENSE, FLOAT],
     bindings: FLOAT_BINDINGS,
     immediates: IMMEDIATES,
 };
 static FLOAT_HADAMARD: Shader = Shader {
     name: "transform_float",
-    sources: &[TOKENS, HADAMARD, FLOAT],
+    sources: &[TOKENS, QUADS, HADAMARD, FLOAT],
+    bindings: FLOAT_BINDINGS,
+    immediates: IMMEDIATES,
+};
+static FLOAT_SCALARS: Shader = Shader {
+    name: "transform_float",
+    sources: &[TOKENS, SCALARS, DENSE, FLOAT],
     bindings: FLOAT_BINDINGS,
     immediates: IMMEDIATES,
 };
 
+/// For which kind of device a token is cut up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransformTiling {
+    /// For drivers that run workgroups on the CPU: few invocations with many results each.
+    Narrow,
+    /// For GPUs: 256 invocations.
+    Wide,
+}
+
 /// How a token is cut up on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tile {
-    /// Invocations of a workgroup.
+    /// Invocations of a workgroup, a power of two: the norm is summed by a tree.
     workgroup: usize,
     /// Blocks of a chunk that one invocation rotates.
     rows: usize,
-    /// Channels that are rotated at a time.
+    /// Quads of columns of each that it computes.
+    columns: usize,
+    /// Quads that are rotated at a time.
     chunk: usize,
     /// Whether each of the two areas is in workgroup memory.
     local: [bool; 2],
@@ -70,26 +96,29 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    pub(super) fn choose(gpu: &Gpu, desc: &TransformQuantizeDesc) -> Result<Self, Error> {
+    pub(super) fn choose(gpu: &Gpu, desc: &TransformQuantizeDesc, tiling: TransformTiling) -> Result<Self, Error> {
         let limits = gpu.limits();
         let shape = desc.shape;
-        let on_cpu = gpu.info().device_type == ::wgpu::DeviceType::Cpu;
-        let mut tile = Self::sized(&shape, on_cpu);
+        let limit = limits.max_compute_workgroup_storage_size as usize;
+        let mut tile = Self::sized(&shape, tiling, usize::MAX);
+        let mut most = tile.rows;
+        while tile.used() > limit && most > 1 {
+            most /= 2;
+            tile = Self::sized(&shape, tiling, most);
+        }
         let invocations = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
         if tile.workgroup > invocations as usize {
             return Err(Error::Limit {
-                what: format!("a workgroup for blocks of {}", shape.block),
+                what: "a workgroup of transform_quantize".into(),
                 limit_name: "max_compute_invocations_per_workgroup",
                 limit: invocations.into(),
                 got: tile.workgroup as u64,
             });
         }
-        // The chunk, the sums of squares and a few words.
-        let mut used = 4 * (tile.chunk + tile.workgroup) + 64;
-        let limit = limits.max_compute_workgroup_storage_size as usize;
+        let mut used = tile.used();
         if used > limit {
             return Err(Error::Limit {
-                what: format!("a block of {} channels", shape.block),
+                what: format!("workgroup memory for blocks of {} channels", shape.block),
                 limit_name: "max_compute_workgroup_storage_size",
                 limit: limit as u64,
                 got: used as u64,
@@ -97,36 +126,42 @@ impl Tile {
         }
         for local in tile.local.iter_mut().take(shape.rotations) {
             *local = used + 4 * shape.channels <= limit;
-            used += if *local { 4 * shape.channels } else { 4 };
+            used += if *local { 4 * shape.channels } else { 0 };
         }
         let dimension = limits.max_compute_workgroups_per_dimension as usize;
         // Enough workgroups to fill the device several times; their areas stay in its caches.
-        let busy = if on_cpu { 32 } else { 512 };
+        let busy = if tiling == TransformTiling::Narrow { 32 } else { 512 };
         tile.workgroups = if tile.workspace_areas(&shape) > 0 { busy.min(dimension) } else { dimension };
         Ok(tile)
     }
 
-    /// The tile without its areas.
-    fn sized(shape: &TransformShape, on_cpu: bool) -> Self {
+    /// Bytes of workgroup memory without the areas: the chunk, the sums of squares, and what is left over of areas that are
+    /// in the workspace, with a few words.
+    fn used(&self) -> usize {
+        16 * self.chunk + 4 * self.workgroup + 128
+    }
+
+    /// The tile without its areas, with at most `most` rows.
+    fn sized(shape: &TransformShape, tiling: TransformTiling, most: usize) -> Self {
         let TransformShape { channels, block, rotations, hadamard, .. } = *shape;
-        let none = Self { workgroup: 256, rows: 1, chunk: 4, local: [false; 2], workgroups: 0 };
-        if on_cpu && (rotations == 0 || hadamard) {
-            let chunk = if hadamard { block * (2048 / block).clamp(1, channels / block) } else { 4 };
-            return Self { workgroup: 64, chunk, ..none };
-        }
+        let narrow = tiling == TransformTiling::Narrow;
+        let workgroup = if narrow { 64 } else { 256 };
+        let tile = Self { workgroup, rows: 1, columns: 1, chunk: 1, local: [false; 2], workgroups: 0 };
         if rotations == 0 {
-            return none;
+            return tile;
         }
+        let quads = block / 4;
         if hadamard {
-            return Self { chunk: block * (2048 / block).clamp(1, channels / block), ..none };
+            return Self { chunk: quads * (512 / quads).clamp(1, channels / block), ..tile };
         }
-        // A driver that runs workgroups on the CPU reads a token's value once for all invocations when it sees that all
-        // read the same one: one block's columns a workgroup.
-        let workgroup = if on_cpu { if block >= 32 { block } else { 64 } } else { 256 };
-        let groups = workgroup / block;
-        let most = if on_cpu { 16 } else { 8 };
-        let rows = (channels / block).div_ceil(groups).next_power_of_two().min(most);
-        Self { workgroup, rows, chunk: groups * rows * block, ..none }
+        // Where the CPU runs all invocations, it reads a token's value once for them when it sees that all read the same one:
+        // one block's columns a workgroup.
+        let columns = if narrow && quads >= 16 && quads.is_multiple_of(2) { 2 } else { 1 };
+        let whole = narrow && quads >= 8 && quads.is_power_of_two();
+        let workgroup = if whole { quads / columns } else { workgroup };
+        let groups = workgroup / (quads / columns);
+        let rows = (channels / block).div_ceil(groups).next_power_of_two().min(if narrow { 16 } else { 4 }).min(most);
+        Self { workgroup, rows, columns, chunk: groups * rows * quads, ..tile }
     }
 
     fn workspace_areas(&self, shape: &TransformShape) -> usize {
@@ -147,35 +182,41 @@ impl Tile {
         };
         let mut constants = vec![
             ("CHANNELS", shape.channels as f64),
-            ("BLOCK", shape.block.max(1) as f64),
+            ("BLOCK", shape.block.max(4) as f64),
             ("ROTATIONS", shape.rotations as f64),
             ("SOURCE", source),
             ("SMOOTH", f64::from(u8::from(shape.smooth))),
             ("WORKGROUP", self.workgroup as f64),
             ("CHUNK", self.chunk as f64),
-            ("AREA_0", if self.local[0] { shape.channels as f64 } else { 1.0 }),
-            // The unused area of a token without or with one rotation must not look like one in the workspace.
-            ("AREA_1", if self.local[1] { shape.channels as f64 } else { 1.0 }),
         ];
+        for (i, [area, far]) in [["AREA_0", "FAR_0"], ["AREA_1", "FAR_1"]].into_iter().enumerate() {
+            constants.push((area, if self.local[i] { (shape.channels / 4) as f64 } else { 1.0 }));
+            constants.push((far, f64::from(u8::from(i < shape.rotations && !self.local[i]))));
+        }
         let mut types = vec![("Value", desc.input)];
+        let kind = if shape.hadamard { 1 } else { usize::from(!shape.channels.is_multiple_of(4)) * 2 };
         let shader = match desc.target {
             TransformTarget::Codes => {
                 constants.push(("STRIDE", desc.layout().stride() as f64));
-                if shape.hadamard { &QUANTIZE_HADAMARD } else { &QUANTIZE_DENSE }
+                [&QUANTIZE_DENSE, &QUANTIZE_HADAMARD, &QUANTIZE_SCALARS][kind]
             }
             TransformTarget::Float(dtype) | TransformTarget::Dequantized(dtype) => {
                 let dequantize = matches!(desc.target, TransformTarget::Dequantized(_));
                 constants.push(("DEQUANTIZE", f64::from(u8::from(dequantize))));
                 types.push(("Out", dtype));
-                if shape.hadamard { &FLOAT_HADAMARD } else { &FLOAT_DENSE }
+                [&FLOAT_DENSE, &FLOAT_HADAMARD, &FLOAT_SCALARS][kind]
             }
         };
         let mut prelude = prelude(&types);
         if shape.hadamard {
             constants.push(("NORM", f64::from(1.0 / (shape.block as f32).sqrt())));
         } else {
-            constants.push(("QUADS", (self.chunk / 4) as f64));
-            prelude.push_str(&format!("const ROWS = {}u;\n", self.rows));
+            let Self { rows, columns, .. } = *self;
+            prelude.push_str(&format!("const ROWS = {rows}u;\nconst COLUMNS = {columns}u;\n"));
+            if kind == 2 {
+                // Tells the pipelines apart.
+                prelude.push_str("// one number at a time\n");
+            }
         }
         (shader, Variant { prelude, constants })
     }
@@ -185,7 +226,7 @@ impl Tile {
         let rotation = match (shape.rotations, shape.hadamard) {
             (0, _) => "no rotation".into(),
             (_, true) => format!("hadamard {}", shape.block),
-            _ => format!("dense {} x{}", shape.block, self.rows),
+            _ => format!("dense {}, tile {} x {}", shape.block, self.rows, 4 * self.columns),
         };
         let memory = if self.workspace_areas(shape) > 0 { "workspace" } else { "workgroup memory" };
         format!("transform_quantize wgsl {rotation}, {} invocations, {memory}", self.workgroup)
@@ -202,6 +243,7 @@ pub(in crate::kernels::wgpu) fn variants() -> Vec<(&'static Shader, Variant)> {
         smooth: rotations == 1,
     };
     let shapes = [
+        shape(99, 0, 0, false),
         shape(100, 0, 0, false),
         shape(64, 4, 1, false),
         shape(576, 64, 2, false),
@@ -220,9 +262,14 @@ pub(in crate::kernels::wgpu) fn variants() -> Vec<(&'static Shader, Variant)> {
             for source in [TokenSource::Tokens, TokenSource::RmsNorm { epsilon: 1e-5 }, TokenSource::SiluMul] {
                 for input in [Dtype::F32, Dtype::F16] {
                     let desc = TransformQuantizeDesc { m_max: 1, shape, affine: None, source, input, target };
-                    let mut tile = Tile::sized(&shape, (i + j) % 2 == 0);
+                    let mut tile = Tile::sized(
+                        &shape,
+                        if (i + j) % 2 == 0 { TransformTiling::Narrow } else { TransformTiling::Wide },
+                        16,
+                    );
                     // 32 KiB of workgroup memory hold one area of 4096, and two of the smaller shapes.
-                    tile.local = [shape.channels <= 4096, shape.channels <= 2048].map(|fits| fits && shape.rotations > 0);
+                    tile.local =
+                        [shape.channels <= 4096, shape.channels <= 2048].map(|fits| fits && shape.rotations > 0);
                     tile.local[1] &= shape.rotations > 1;
                     out.push(tile.variant(&desc));
                 }
