@@ -24,7 +24,7 @@ fn stream(group: vec3<u32>, local: vec3<u32>) {
     for (var quad = slice; quad < p.quads; quad += SLICES) {
         var w: array<vec4<f32>, PANELS>;
         for (var c = 0u; c < PANELS; c++) {
-            w[c] = vec4<f32>(weights[columns[c] + quad * PANEL]);
+            w[c] = widen_weight(weights[columns[c] + quad * PANEL]);
         }
         for (var t = 0u; t < TOKENS; t++) {
             let values = input(rows[t], quad);

@@ -29,7 +29,7 @@ fn tiled(group: vec3<u32>, local: vec3<u32>, thread: u32) {
             let n = min(first_channel + i % TILE_CHANNELS, last_channel);
             var values = vec4<f32>();
             if quad + step < p.quads {
-                values = vec4<f32>(weights[(n / PANEL * p.quads + quad + step) * PANEL + n % PANEL]);
+                values = widen_weight(weights[(n / PANEL * p.quads + quad + step) * PANEL + n % PANEL]);
             }
             tile_w[i] = values;
         }

@@ -18,6 +18,10 @@ fn every_shader_is_valid_for_what_it_declares() {
         if variant.prelude.contains("enable f16;") {
             capabilities |= Capabilities::SHADER_FLOAT16;
         }
+        if source.contains("unpack2x16float") {
+            // Halves in words: a downlevel flag of the adapter, no feature.
+            capabilities |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        }
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|fault| panic!("{place}: {}", fault.emit_to_string(&source)));
