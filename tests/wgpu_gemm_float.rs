@@ -151,7 +151,9 @@ fn sums_are_those_of_the_oracle_in_every_tile() {
                 cases += 1;
             }
         }
-        for (tokens, k) in [(1, 11_008), (8, 13_824), (3, 28_672), (9, 28_671), (2, 1536), (7, 4096)] {
+        for (tokens, k) in
+            [(1, 11_008), (8, 13_824), (3, 28_672), (9, 28_672), (9, 28_671), (2, 28_673), (2, 1536), (7, 4096)]
+        {
             check(&gpu, &GemmFloatPlan::plan_with(&gpu, &desc(tokens, 5, k), table).unwrap(), random.next());
             cases += 1;
         }
