@@ -6,22 +6,26 @@
 //!     [--tiles FILE] [--tune]
 //! ```
 //!
+//! On an adapter that runs on the CPU, `cpu_us` is the processor time of the process, over all threads: what the median means
+//! little for on a machine that others use.
+//!
 //! `--tune` measures tiles for the shape first, prints the table to standard error and uses it; `--tiles` reads one.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a measurement reports this way")]
 
 use duquant::kernels::cpu::{FloatValues, FloatWeights};
 use duquant::kernels::wgpu::{
     Dtype, Error, GemmFloatDesc, GemmFloatPlan, GemmW4A4Desc, GemmW4A4Plan, Gpu, GpuOptions, QuantizedTokens, Recorder,
-    Table, Timer, TuneShape, tune,
+    Timer, TuneShape, tune,
 };
 use duquant::kernels::{Affine, QuantizedMatrix};
 use std::fmt::Write;
+use std::path::PathBuf;
 
 struct Settings {
     tokens: Vec<usize>,
     samples: u32,
     shape: TuneShape,
-    tiles: Option<String>,
+    tiles: Option<PathBuf>,
     tune: bool,
 }
 
@@ -41,7 +45,7 @@ fn settings() -> Result<Settings, String> {
             // Cargo passes it.
             "--bench" => {}
             "--tune" => out.tune = true,
-            "--tiles" => out.tiles = Some(value()?),
+            "--tiles" => out.tiles = Some(value()?.into()),
             "--samples" => out.samples = number(&value()?)? as u32,
             "--tokens" => out.tokens = value()?.split(',').map(number).collect::<Result<_, _>>()?,
             "--shape" => {
@@ -65,26 +69,46 @@ fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(next).collect()
 }
 
+/// Processor time of this process so far, in seconds.
+#[cfg(unix)]
+fn processor_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+}
+
+#[cfg(not(unix))]
+fn processor_seconds() -> f64 {
+    f64::NAN
+}
+
+/// Device seconds and processor seconds of one run.
 fn sample(
     gpu: &Gpu,
     timer: &mut Timer,
     enqueue: impl Fn(&mut Recorder<'_>) -> Result<(), Error>,
-) -> Result<f64, Error> {
+) -> Result<(f64, f64), Error> {
+    let before = processor_seconds();
     let mut encoder = gpu.encoder();
     enqueue(&mut Recorder::timed(&mut encoder, timer))?;
     gpu.submit(encoder)?;
-    Ok(timer.finish(gpu)?.iter().map(|&(_, seconds)| seconds).sum())
+    let seconds = timer.finish(gpu)?.iter().map(|&(_, seconds)| seconds).sum();
+    Ok((seconds, processor_seconds() - before))
 }
 
 /// A kernel's name and its samples as JSON.
-fn report(name: &str, kernel: &str, tokens: usize, samples: &mut [f64]) -> String {
-    let all: Vec<String> = samples.iter().map(|seconds| format!("{:.1}", seconds * 1e6)).collect();
-    samples.sort_by(f64::total_cmp);
-    let median = samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN);
+fn report(name: &str, kernel: &str, tokens: usize, samples: &[(f64, f64)]) -> String {
+    let all: Vec<String> = samples.iter().map(|(seconds, _)| format!("{:.1}", seconds * 1e6)).collect();
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN) * 1e6
+    };
+    let device = median(samples.iter().map(|sample| sample.0).collect());
+    let processor = median(samples.iter().map(|sample| sample.1).collect());
     format!(
-        "{{\"operation\": \"{name}\", \"tokens\": {tokens}, \"kernel\": \"{kernel}\", \"median_us\": {:.1}, \
-         \"samples_us\": [{}]}}",
-        median * 1e6,
+        "{{\"operation\": \"{name}\", \"tokens\": {tokens}, \"kernel\": \"{kernel}\", \"median_us\": {device:.1}, \
+         \"cpu_us\": {processor:.1}, \"samples_us\": [{}]}}",
         all.join(", ")
     )
 }
@@ -92,10 +116,7 @@ fn report(name: &str, kernel: &str, tokens: usize, samples: &mut [f64]) -> Strin
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = settings()?;
     let adapter = std::env::var("WGPU_ADAPTER_NAME").ok();
-    let mut gpu = Gpu::open(&GpuOptions { adapter, ..GpuOptions::default() })?;
-    if let Some(path) = &settings.tiles {
-        gpu = gpu.with_tiles(Table::from_text(&std::fs::read_to_string(path)?)?);
-    }
+    let mut gpu = Gpu::open(&GpuOptions { adapter, tiles: settings.tiles, ..GpuOptions::default() })?;
     if settings.tune {
         let table = tune(&gpu, &[settings.shape])?;
         eprint!("{}", table.to_text());
@@ -155,7 +176,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let names = std::iter::once(("gemm_w4a4", w4a4.kernel(tokens)))
             .chain(floats.iter().map(|(name, plan, ..)| (*name, plan.kernel(tokens))));
-        for ((name, kernel), samples) in names.zip(&mut samples) {
+        for ((name, kernel), samples) in names.zip(&samples) {
             lines.push(report(name, &kernel, tokens, samples));
         }
     }

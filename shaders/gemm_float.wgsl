@@ -1,9 +1,10 @@
 // gemm_f32, gemm_f16: y[t, n] = sum_k x[t, k] w[n, k] (+ y) (+ bias), summed in f32.
 //
 // Operands, output and epilogue, which both ways of walking the work share. In front of it stand:
-//   alias Input = vec4<f32> | vec4<f16> | f32 | f16;   scalars where K is no multiple of 4
-//   alias Weight = vec4<f32> | vec4<f16>;
+//   alias Input = vec4<f32> | vec2<u32> | f32 | f16;   scalars where K is no multiple of 4
+//   alias Weight = vec4<f32> | vec2<u32>;              halves go two to a word: fewer loads, and no feature needed
 //   alias Value = f32 | f16;                           type of y
+//   fn widen_weight(quad: Weight) -> vec4<f32>; and widen_input where K is a multiple of 4
 //   const BIAS, ACCUMULATE: bool;
 // and `fn input(row: u32, quad: u32) -> vec4<f32>` from gemm_float_quads.wgsl or gemm_float_scalars.wgsl.
 //

@@ -6,6 +6,51 @@ const SHARED: u32 = select(OUTPUTS * PANEL * SLICES, 1u, SLICES == 1u);
 
 var<workgroup> shared_sums: array<f32, SHARED>;
 
+// Tokens and channels are unrolled by hand, with a constant in each call: drivers then keep the sums in registers, and
+// lavapipe, which silently ends a shader after 65,535 iterations of all its loops, only counts those over K.
+fn add_channel(
+    c: u32,
+    t: u32,
+    values: vec4<f32>,
+    w: ptr<function, array<vec4<f32>, PANELS>>,
+    sums: ptr<function, array<f32, OUTPUTS>>,
+) {
+    if c < PANELS {
+        (*sums)[t * PANELS + c] = add_products(values, (*w)[c], (*sums)[t * PANELS + c]);
+    }
+}
+
+fn add_token(
+    t: u32,
+    quad: u32,
+    rows: ptr<function, array<u32, TOKENS>>,
+    w: ptr<function, array<vec4<f32>, PANELS>>,
+    sums: ptr<function, array<f32, OUTPUTS>>,
+) {
+    if t < TOKENS {
+        let values = input((*rows)[t], quad);
+        add_channel(0u, t, values, w, sums);
+        add_channel(1u, t, values, w, sums);
+        add_channel(2u, t, values, w, sums);
+        add_channel(3u, t, values, w, sums);
+        add_channel(4u, t, values, w, sums);
+        add_channel(5u, t, values, w, sums);
+        add_channel(6u, t, values, w, sums);
+        add_channel(7u, t, values, w, sums);
+    }
+}
+
+fn load_weight(
+    c: u32,
+    quad: u32,
+    columns: ptr<function, array<u32, PANELS>>,
+    w: ptr<function, array<vec4<f32>, PANELS>>,
+) {
+    if c < PANELS {
+        (*w)[c] = widen_weight(weights[(*columns)[c] + quad * PANEL]);
+    }
+}
+
 fn stream(group: vec3<u32>, local: vec3<u32>) {
     let lane = local.x;
     // One slice is spelled as a constant, so that the tokens' addresses are the same in all lanes.
@@ -23,15 +68,22 @@ fn stream(group: vec3<u32>, local: vec3<u32>) {
     var sums: array<f32, OUTPUTS>;
     for (var quad = slice; quad < p.quads; quad += SLICES) {
         var w: array<vec4<f32>, PANELS>;
-        for (var c = 0u; c < PANELS; c++) {
-            w[c] = vec4<f32>(weights[columns[c] + quad * PANEL]);
-        }
-        for (var t = 0u; t < TOKENS; t++) {
-            let values = input(rows[t], quad);
-            for (var c = 0u; c < PANELS; c++) {
-                sums[t * PANELS + c] = add_products(values, w[c], sums[t * PANELS + c]);
-            }
-        }
+        load_weight(0u, quad, &columns, &w);
+        load_weight(1u, quad, &columns, &w);
+        load_weight(2u, quad, &columns, &w);
+        load_weight(3u, quad, &columns, &w);
+        load_weight(4u, quad, &columns, &w);
+        load_weight(5u, quad, &columns, &w);
+        load_weight(6u, quad, &columns, &w);
+        load_weight(7u, quad, &columns, &w);
+        add_token(0u, quad, &rows, &w, &sums);
+        add_token(1u, quad, &rows, &w, &sums);
+        add_token(2u, quad, &rows, &w, &sums);
+        add_token(3u, quad, &rows, &w, &sums);
+        add_token(4u, quad, &rows, &w, &sums);
+        add_token(5u, quad, &rows, &w, &sums);
+        add_token(6u, quad, &rows, &w, &sums);
+        add_token(7u, quad, &rows, &w, &sums);
     }
     if SLICES == 1u {
         for (var o = 0u; o < OUTPUTS; o++) {

@@ -12,6 +12,55 @@ const OUTPUTS: u32 = THREAD_TOKENS * THREAD_CHANNELS;
 var<workgroup> tile_x: array<vec4<u32>, HALVES * TILE_TOKENS>;
 var<workgroup> tile_w: array<vec4<u32>, HALVES * TILE_CHANNELS>;
 
+// Tokens and channels are unrolled by hand, with a constant in each call: drivers then keep the sums in registers, and
+// lavapipe, which silently ends a shader after 65,535 iterations of all its loops, only counts those over K.
+fn add_channel(
+    c: u32,
+    t: u32,
+    x0: vec4<u32>,
+    x1: vec4<u32>,
+    low: ptr<function, array<vec4<u32>, THREAD_CHANNELS>>,
+    high: ptr<function, array<vec4<u32>, THREAD_CHANNELS>>,
+    sums: ptr<function, array<u32, OUTPUTS>>,
+) {
+    if c < THREAD_CHANNELS {
+        (*sums)[t * THREAD_CHANNELS + c] += settle(block_products(x0, x1, (*low)[c], (*high)[c]));
+    }
+}
+
+fn add_token(
+    t: u32,
+    at: u32,
+    low: ptr<function, array<vec4<u32>, THREAD_CHANNELS>>,
+    high: ptr<function, array<vec4<u32>, THREAD_CHANNELS>>,
+    sums: ptr<function, array<u32, OUTPUTS>>,
+) {
+    if t < THREAD_TOKENS {
+        let x0 = tile_x[at + t * DOWN];
+        let x1 = tile_x[at + TILE_TOKENS + t * DOWN];
+        add_channel(0u, t, x0, x1, low, high, sums);
+        add_channel(1u, t, x0, x1, low, high, sums);
+        add_channel(2u, t, x0, x1, low, high, sums);
+        add_channel(3u, t, x0, x1, low, high, sums);
+        add_channel(4u, t, x0, x1, low, high, sums);
+        add_channel(5u, t, x0, x1, low, high, sums);
+        add_channel(6u, t, x0, x1, low, high, sums);
+        add_channel(7u, t, x0, x1, low, high, sums);
+    }
+}
+
+fn load_weight(
+    c: u32,
+    at: u32,
+    low: ptr<function, array<vec4<u32>, THREAD_CHANNELS>>,
+    high: ptr<function, array<vec4<u32>, THREAD_CHANNELS>>,
+) {
+    if c < THREAD_CHANNELS {
+        (*low)[c] = tile_w[at + c * ACROSS];
+        (*high)[c] = tile_w[at + TILE_CHANNELS + c * ACROSS];
+    }
+}
+
 @compute @workgroup_size(ACROSS, DOWN)
 fn gemm_w4a4_tiled(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -37,19 +86,26 @@ fn gemm_w4a4_tiled(
         }
         workgroupBarrier();
         for (var step = 0u; step < STEP; step++) {
-            var w0: array<vec4<u32>, THREAD_CHANNELS>;
-            var w1: array<vec4<u32>, THREAD_CHANNELS>;
-            for (var c = 0u; c < THREAD_CHANNELS; c++) {
-                w0[c] = tile_w[2u * step * TILE_CHANNELS + c * ACROSS + local.x];
-                w1[c] = tile_w[(2u * step + 1u) * TILE_CHANNELS + c * ACROSS + local.x];
-            }
-            for (var t = 0u; t < THREAD_TOKENS; t++) {
-                let x0 = tile_x[2u * step * TILE_TOKENS + t * DOWN + local.y];
-                let x1 = tile_x[(2u * step + 1u) * TILE_TOKENS + t * DOWN + local.y];
-                for (var c = 0u; c < THREAD_CHANNELS; c++) {
-                    sums[t * THREAD_CHANNELS + c] += settle(block_products(x0, x1, w0[c], w1[c]));
-                }
-            }
+            var low: array<vec4<u32>, THREAD_CHANNELS>;
+            var high: array<vec4<u32>, THREAD_CHANNELS>;
+            let token = 2u * step * TILE_TOKENS + local.y;
+            let channel = 2u * step * TILE_CHANNELS + local.x;
+            load_weight(0u, channel, &low, &high);
+            load_weight(1u, channel, &low, &high);
+            load_weight(2u, channel, &low, &high);
+            load_weight(3u, channel, &low, &high);
+            load_weight(4u, channel, &low, &high);
+            load_weight(5u, channel, &low, &high);
+            load_weight(6u, channel, &low, &high);
+            load_weight(7u, channel, &low, &high);
+            add_token(0u, token, &low, &high, &sums);
+            add_token(1u, token, &low, &high, &sums);
+            add_token(2u, token, &low, &high, &sums);
+            add_token(3u, token, &low, &high, &sums);
+            add_token(4u, token, &low, &high, &sums);
+            add_token(5u, token, &low, &high, &sums);
+            add_token(6u, token, &low, &high, &sums);
+            add_token(7u, token, &low, &high, &sums);
         }
         workgroupBarrier();
     }

@@ -7,7 +7,7 @@ use ::wgpu::{
     Adapter, AdapterInfo, Backends, Buffer, BufferDescriptor, BufferUsages, CommandEncoder, Device, DeviceDescriptor,
     ErrorFilter, Features, Instance, InstanceDescriptor, InstanceFlags, Limits, MapMode, PollType, Queue,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the kernels need of `adapter` and what they use where it is there: a host that opens its own device asks for it.
@@ -49,6 +49,8 @@ pub struct GpuOptions {
     pub validation: bool,
     /// Folder of the on-disk pipeline cache; none without it.
     pub cache: Option<PathBuf>,
+    /// File of tiles ([`Table::to_text`]) that plans take in the place of the built-in ones.
+    pub tiles: Option<PathBuf>,
 }
 
 /// A wgpu device with the pipelines compiled for it. Cheap to share by reference; all methods take `&self`.
@@ -65,8 +67,10 @@ impl Gpu {
     /// Opens a device of its own.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`], [`Error::MissingFeature`], or [`Error::Device`] when the driver refuses.
+    /// [`Error::NoAdapter`], [`Error::MissingFeature`], [`Error::Kernel`] when the file of tiles holds none, or
+    /// [`Error::Device`] when the driver refuses or the file cannot be read.
     pub fn open(options: &GpuOptions) -> Result<Self, Error> {
+        let tiles = options.tiles.as_deref().map(read_tiles).transpose()?;
         let mut descriptor = InstanceDescriptor::new_without_display_handle();
         descriptor.backends = Backends::PRIMARY;
         descriptor.flags = if options.validation { InstanceFlags::VALIDATION } else { InstanceFlags::empty() };
@@ -100,7 +104,8 @@ impl Gpu {
         });
         let pipelines = Pipelines::new(&device, &adapter.get_info(), options.cache.as_deref());
         let info = adapter.get_info();
-        Ok(Self { tiles: Table::builtin(&info), info, pipelines, device, queue, lost })
+        let tiles = tiles.unwrap_or_else(|| Table::builtin(&info));
+        Ok(Self { tiles, info, pipelines, device, queue, lost })
     }
 
     /// Takes the host's device. Its queue stays the host's: enqueueing records into the host's encoder and never submits.
@@ -296,6 +301,14 @@ pub(super) fn scoped<T>(device: &Device, what: &str, bytes: u64, action: impl Fn
         Some(fault) => Err(Error::Device { what: what.into(), message: fault.to_string() }),
         None => Ok(result),
     }
+}
+
+fn read_tiles(path: &Path) -> Result<Table, Error> {
+    let failed = |fault: std::io::Error| Error::Device {
+        what: format!("reading the tiles {}", path.display()),
+        message: fault.to_string(),
+    };
+    Ok(Table::from_text(&std::fs::read_to_string(path).map_err(failed)?)?)
 }
 
 /// Discrete before integrated before virtual before software.

@@ -41,7 +41,7 @@ pub use tile::Tile;
 pub use tokens::{Dtype, QuantizedTokens, TokensBinding, TokensLayout};
 pub use transform_quantize::{
     BoundTransformQuantize, SourceBinding, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan,
-    TransformShape, TransformTables, TransformTarget,
+    TransformShape, TransformTables, TransformTarget, TransformTiling,
 };
 pub use tune::{Product, Steps, Table, TuneShape, tune};
 

@@ -38,6 +38,9 @@ pub enum Tile {
 const FLOAT_STEP: u32 = 4;
 const W4A4_STEP: u32 = 2;
 
+/// Most tokens and channels (or panels) of an invocation: so many are unrolled in the shaders.
+const UNROLLED: u32 = 8;
+
 impl Tile {
     /// Tokens and channels of a workgroup.
     #[must_use]
@@ -61,11 +64,11 @@ impl Tile {
     fn sound(&self) -> bool {
         match *self {
             Self::Stream { tokens, panels, slices } => {
-                (1..=16).contains(&tokens) && (1..=8).contains(&panels) && (1..=32).contains(&slices)
+                (1..=UNROLLED).contains(&tokens) && (1..=UNROLLED).contains(&panels) && (1..=32).contains(&slices)
             }
             Self::Tiled { tokens, channels, thread_tokens, thread_channels } => {
-                (1..=16).contains(&thread_tokens)
-                    && (1..=16).contains(&thread_channels)
+                (1..=UNROLLED).contains(&thread_tokens)
+                    && (1..=UNROLLED).contains(&thread_channels)
                     && (1..=1024).contains(&tokens)
                     && (1..=1024).contains(&channels)
                     && tokens.is_multiple_of(thread_tokens)
@@ -118,7 +121,7 @@ impl Tile {
         if !self.sound() {
             return Err(super::super::Error::Unsupported {
                 what: "tile",
-                expected: "whole tiles of 1 to 16 tokens and channels an invocation".into(),
+                expected: "whole tiles of 1 to 8 tokens and channels an invocation".into(),
                 got: self.to_string(),
             }
             .into());

@@ -56,6 +56,13 @@ pub struct GemmFloatDesc {
     pub accumulate: bool,
 }
 
+impl GemmFloatDesc {
+    /// Whether the kernel has variables of half precision; weights and whole quads of tokens are read as words.
+    fn needs_f16(&self) -> bool {
+        self.out == Dtype::F16 || (self.x == Dtype::F16 && !self.k.is_multiple_of(4))
+    }
+}
+
 /// A planned [`GemmFloatDesc`].
 pub struct GemmFloatPlan {
     desc: GemmFloatDesc,
@@ -75,8 +82,8 @@ impl GemmFloatPlan {
     ///
     /// # Errors
     /// [`Error::Limit`] when an operand, a tile or a dispatch is larger than the device allows, [`Error::MissingFeature`]
-    /// for half precision on a device without it, [`Error::Kernel`] for shapes of more than 31 bits, or what compiling
-    /// gives.
+    /// on a device without half precision for such a `y`, or such an `x` when `k` is no multiple of 4, [`Error::Kernel`]
+    /// for shapes of more than 31 bits and `k` = 0, or what compiling gives.
     pub fn plan(gpu: &Gpu, desc: &GemmFloatDesc) -> Result<Self, Error> {
         Self::plan_with(gpu, desc, gpu.tiles())
     }
@@ -96,7 +103,7 @@ impl GemmFloatPlan {
     /// # Errors
     /// As [`GemmFloatPlan::plan`], and [`Error::Limit`] when 32 channels need more.
     pub fn plan_parts(gpu: &Gpu, desc: &GemmFloatDesc, table: &Table, part_bytes: u64) -> Result<Self, Error> {
-        check_dtypes(gpu, &[desc.x, desc.weight, desc.out])?;
+        check_dtypes(gpu, &[if desc.needs_f16() { Dtype::F16 } else { Dtype::F32 }])?;
         let largest = desc.m_max.max(desc.n).max(desc.k);
         if largest > i32::MAX as usize {
             let (expected, got) = (format!("at most {}", i32::MAX), largest.to_string());
@@ -105,6 +112,10 @@ impl GemmFloatPlan {
         let bytes = |width: usize, dtype: Dtype| (desc.m_max as u64 * width as u64).checked_mul(dtype.bytes());
         check_binding(gpu, "gemm_float x", bytes(desc.k, desc.x))?;
         check_binding(gpu, "gemm_float y", bytes(desc.n, desc.out))?;
+        if desc.k == 0 {
+            let expected = "at least 1".into();
+            return Err(KernelError::Unsupported { what: "k", expected, got: "0".into() }.into());
+        }
         let limits = gpu.limits();
         let limit = part_bytes.min(limits.max_storage_buffer_binding_size);
         let parts = desc.parts(limit).ok_or_else(|| Error::Limit {
@@ -180,13 +191,15 @@ impl GemmFloatPlan {
         crate::kernels::error::check_length("weight parts", self.parts.len(), weights.len())?;
         let desc = &self.desc;
         let (m, n, k) = (desc.m_max as u64, desc.n as u64, desc.k as u64);
+        if m == 0 || n == 0 {
+            return Ok(GemmFloatBound { desc: *desc, parts: Vec::new() });
+        }
         let mut parts = Vec::with_capacity(self.parts.len());
         for (part, PartBinding { weights, bias }) in self.parts.iter().zip(weights) {
             let bias_bytes = if desc.bias { 4 * part.rows as u64 } else { 4 };
-            // A vector is the least that the shader's arrays hold.
             let operands = [
-                Operand { name: "x", binding: x.clone(), bytes: (m * k * desc.x.bytes()).max(16) },
-                Operand { name: "weights", binding: weights.clone(), bytes: desc.part_bytes(part).max(16) },
+                Operand { name: "x", binding: x.clone(), bytes: m * k * desc.x.bytes() },
+                Operand { name: "weights", binding: weights.clone(), bytes: desc.part_bytes(part) },
                 Operand { name: "bias", binding: bias.clone(), bytes: bias_bytes },
                 Operand { name: "y", binding: y.clone(), bytes: m * n * desc.out.bytes() },
             ];
@@ -231,19 +244,26 @@ fn variant(desc: &GemmFloatDesc, tile: Tile) -> (&'static Shader, Variant) {
     let whole = desc.k.is_multiple_of(4);
     let shader = &shaders[usize::from(desc.weight == Dtype::F16)][usize::from(!whole)];
     let scalar = |dtype| if dtype == Dtype::F32 { "f32" } else { "f16" };
-    let x = scalar(desc.x);
-    let input = if whole { format!("vec4<{x}>") } else { x.into() };
-    let enable = if [desc.x, desc.weight, desc.out].contains(&Dtype::F16) { "enable f16;\n" } else { "" };
+    let input = if whole { quad("Input", "widen_input", desc.x) } else { format!("alias Input = {};", scalar(desc.x)) };
+    let enable = if desc.needs_f16() { "enable f16;\n" } else { "" };
     let prelude = format!(
-        "{enable}alias Input = {input};\nalias Weight = vec4<{}>;\nalias Value = {};\nconst BIAS: bool = {};\n\
-         const ACCUMULATE: bool = {};\n{}",
-        scalar(desc.weight),
+        "{enable}{input}\n{}\nalias Value = {};\nconst BIAS: bool = {};\nconst ACCUMULATE: bool = {};\n{}",
+        quad("Weight", "widen_weight", desc.weight),
         scalar(desc.out),
         desc.bias,
         desc.accumulate,
         tile.constants(true),
     );
     (shader, Variant { prelude, constants: Vec::new() })
+}
+
+/// The type of four numbers of `dtype` and the function that makes `f32` of them.
+fn quad(alias: &str, widen: &str, dtype: Dtype) -> String {
+    let (kind, wide) = match dtype {
+        Dtype::F32 => ("vec4<f32>", "quad"),
+        Dtype::F16 => ("vec2<u32>", "vec4(unpack2x16float(quad.x), unpack2x16float(quad.y))"),
+    };
+    format!("alias {alias} = {kind};\nfn {widen}(quad: {alias}) -> vec4<f32> {{ return {wide}; }}")
 }
 
 /// Every variant that plans with the built-in tables compile.

@@ -172,9 +172,7 @@ mod tests {
 
     #[test]
     fn parts_fit_and_cover() {
-        for (n, k, limit) in
-            [(0, 8, 4096), (1, 8, 4096), (100, 7, 1 << 20), (1000, 64, 8192), (1000, 64, 20_000), (5, 0, 0)]
-        {
+        for (n, k, limit) in [(0, 8, 4096), (1, 8, 4096), (100, 7, 1 << 20), (1000, 64, 8192), (1000, 64, 20_000)] {
             let desc = desc(n, k, Dtype::F32);
             let parts = desc.parts(limit).unwrap();
             let mut next = 0;

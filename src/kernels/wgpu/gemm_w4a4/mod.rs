@@ -92,7 +92,7 @@ impl GemmW4A4Plan {
     /// Compiles the kernels of `desc` with the device's tiles ([`Gpu::tiles`]).
     ///
     /// # Errors
-    /// [`Error::Kernel`] when bits are out of range or `k` is so large that sums could leave `i32`
+    /// [`Error::Kernel`] when bits are out of range, `k` is 0 or so large that sums could leave `i32`
     /// (`k * (2^wb - 1) * (2^ab - 1)` must stay below `2^31`), [`Error::Limit`] when an operand, a tile or a dispatch is
     /// larger than the device allows, [`Error::MissingFeature`] for half precision on a device without it, or what
     /// compiling gives.
@@ -192,15 +192,17 @@ impl GemmW4A4Plan {
         y: BufferBinding<'_>,
     ) -> Result<GemmW4A4Bound, Error> {
         let (desc, layout) = (&self.desc, self.desc.tokens());
+        if desc.m_max == 0 || desc.n == 0 {
+            return Ok(GemmW4A4Bound { desc: *desc, ladder: Vec::new() });
+        }
         let y_bytes = desc.m_max as u64 * desc.n as u64 * desc.element_bytes(self.output);
-        // A vector is the least that the shader's arrays hold.
-        let vectors = |name, binding, bytes: u64| Operand { name, binding, bytes: bytes.max(16) };
+        let operand = |name, binding, bytes| Operand { name, binding, bytes };
         let operands = [
-            vectors("x.codes", x.codes.clone(), layout.code_bytes()),
-            vectors("x.params", x.params.clone(), layout.param_bytes()),
-            vectors("weights.codes", weights.codes.clone(), desc.weight_bytes()),
-            vectors("weights.channels", weights.channels.clone(), desc.channel_bytes()),
-            Operand { name: "y", binding: y, bytes: y_bytes },
+            operand("x.codes", x.codes.clone(), layout.code_bytes()),
+            operand("x.params", x.params.clone(), layout.param_bytes()),
+            operand("weights.codes", weights.codes.clone(), desc.weight_bytes()),
+            operand("weights.channels", weights.channels.clone(), desc.channel_bytes()),
+            operand("y", y, y_bytes),
         ];
         let bind = |rung: &Rung<Arc<Kernel>>| {
             let kernel = gpu.bind(&rung.kernel, &operands)?;
@@ -234,9 +236,9 @@ fn check_desc(desc: &GemmW4A4Desc) -> Result<(), Error> {
     }
     let activation_max = u64::from(Affine::new(desc.activation_bits, 1.0)?.max_code());
     let k_max = i32::MAX as u64 / (activation_max * ((1 << desc.weight_bits) - 1));
-    if desc.k as u64 > k_max {
+    if desc.k == 0 || desc.k as u64 > k_max {
         let bits = format!("{} by {} bits", desc.weight_bits, desc.activation_bits);
-        return unsupported("k", format!("at most {k_max} for {bits}, so that sums fit 32-bit integers"), desc.k);
+        return unsupported("k", format!("1 to {k_max} for {bits}, so that sums fit 32-bit integers"), desc.k);
     }
     // What the binding limit does not catch: indices and dimensions are 32 bits.
     if desc.n > i32::MAX as usize || desc.m_max > i32::MAX as usize {

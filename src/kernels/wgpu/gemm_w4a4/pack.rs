@@ -154,7 +154,7 @@ fn pack_block(codes: &[u8], product: Product, out: &mut [u8]) {
     // Pairs want the halves of each word swapped.
     let swap = if product == Product::Pairs { 2 } else { 0 };
     for (i, &code) in codes.iter().enumerate() {
-        let (word, high, byte) = (i / 8, i / 4 % 2, i % 4 ^ swap);
+        let (word, high, byte) = (i / 8, i / 4 % 2, (i % 4) ^ swap);
         out[4 * word + byte] |= code << (4 * high);
     }
 }

@@ -28,9 +28,9 @@ fn candidates(tokens: usize) -> Vec<Tile> {
         if t as usize >= 2 * tokens {
             continue;
         }
-        for panels in [1, 2, 4] {
+        for panels in [1, 2, 4, 8] {
             for slices in [1, 4, 8] {
-                if t * panels <= 16 {
+                if t * panels <= 32 {
                     out.push(stream(t, panels, slices));
                 }
             }
