@@ -40,7 +40,8 @@ fn logits(model: &Model, tokens: &[u32], decoded: usize) -> Vec<f32> {
         let mut logits = vec![0.0; part.len() * vocabulary];
         model.logits(&mut state, 0..part.len(), &mut logits).unwrap();
         let last = &logits[(part.len() - 1) * vocabulary..];
-        let likeliest = last.iter().enumerate().fold(0, |best, (at, &logit)| if logit > last[best] { at } else { best });
+        let likeliest =
+            last.iter().enumerate().fold(0, |best, (at, &logit)| if logit > last[best] { at } else { best });
         assert_eq!(model.greedy(&mut state).unwrap() as usize, likeliest);
         out.extend(logits);
     }
@@ -83,7 +84,11 @@ fn a_tiny_model_gives_the_cpus_logits() {
             let rows = got.chunks(cpu.vocabulary()).zip(expected.chunks(cpu.vocabulary()));
             let errors: Vec<f32> = rows.map(|(got, expected)| relative_error(got, expected)).collect();
             let tied = errors.iter().position(|&error| error > 1e-5).unwrap_or(errors.len());
-            println!("{name}, {decoded} decoded: {tied} of {}, worst {:?}", errors.len(), errors.iter().copied().fold(0.0, f32::max));
+            println!(
+                "{name}, {decoded} decoded: {tied} of {}, worst {:?}",
+                errors.len(),
+                errors.iter().copied().fold(0.0, f32::max)
+            );
         }
     }
 }

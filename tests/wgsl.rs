@@ -22,6 +22,9 @@ fn every_shader_is_valid_for_what_it_declares() {
         if source.contains("pack2x16float") {
             capabilities |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         }
+        if source.contains("f64") {
+            capabilities |= Capabilities::FLOAT64;
+        }
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|fault| panic!("{place}: {}", fault.emit_to_string(&source)));

@@ -1,8 +1,8 @@
 //! What a model runs on, as flags.
 
+use super::console::Console;
 use crate::kernels::cpu::Isa;
 use crate::model::Backend;
-use super::console::Console;
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -62,6 +62,8 @@ pub(super) fn names(backend: &Backend) -> (&'static str, String) {
     match backend {
         Backend::Cpu(isa) => ("cpu", isa.name().to_owned()),
         #[cfg(feature = "wgpu")]
-        Backend::Wgpu(gpu) => ("wgpu", format!("{}, {} {}", gpu.info().name, gpu.info().driver, gpu.info().driver_info)),
+        Backend::Wgpu(gpu) => {
+            ("wgpu", format!("{}, {} {}", gpu.info().name, gpu.info().driver, gpu.info().driver_info))
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! The device: opened here or lent by the host, and its memory.
 
 use super::Error;
+use super::arithmetic::Arithmetic;
 use super::pipelines::Pipelines;
 use super::tune::Table;
 use ::wgpu::{
     Adapter, AdapterInfo, Backends, Buffer, BufferDescriptor, BufferUsages, CommandEncoder, Device, DeviceDescriptor,
-    ErrorFilter, Features, Instance, InstanceDescriptor, InstanceFlags, Limits, MapMode, PollType, Queue,
+    DeviceType, ErrorFilter, Features, Instance, InstanceDescriptor, InstanceFlags, Limits, MapMode, PollType, Queue,
 };
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What the kernels need of `adapter` and what they use where it is there: a host that opens its own device asks for it.
 ///
 /// `IMMEDIATES` is needed. `SHADER_F16` gives half-precision operands, `TIMESTAMP_QUERY` the time of every kernel,
-/// `PIPELINE_CACHE` a faster second start.
+/// `PIPELINE_CACHE` a faster second start, and on software adapters `SHADER_F64` what [`Arithmetic::Reproducible`] needs.
 #[must_use]
 pub fn required_features(adapter: &Adapter) -> Features {
-    let welcome = Features::SHADER_F16 | Features::TIMESTAMP_QUERY | Features::PIPELINE_CACHE;
+    let mut welcome = Features::SHADER_F16 | Features::TIMESTAMP_QUERY | Features::PIPELINE_CACHE;
+    if adapter.get_info().device_type == DeviceType::Cpu {
+        welcome |= Features::SHADER_F64;
+    }
     Features::IMMEDIATES | (adapter.features() & welcome)
 }
 
@@ -60,6 +64,7 @@ pub struct Gpu {
     info: AdapterInfo,
     pipelines: Pipelines,
     tiles: Table,
+    arithmetic: Arithmetic,
     lost: Arc<Mutex<Option<String>>>,
 }
 
@@ -105,7 +110,7 @@ impl Gpu {
         let pipelines = Pipelines::new(&device, &adapter.get_info(), options.cache.as_deref());
         let info = adapter.get_info();
         let tiles = tiles.unwrap_or_else(|| Table::builtin(&info));
-        Ok(Self { tiles, info, pipelines, device, queue, lost })
+        Ok(Self { tiles, arithmetic: Arithmetic::default(), info, pipelines, device, queue, lost })
     }
 
     /// Takes the host's device. Its queue stays the host's: enqueueing records into the host's encoder and never submits.
@@ -116,7 +121,27 @@ impl Gpu {
         let info = device.adapter_info();
         check_features(&info, device.features())?;
         let pipelines = Pipelines::new(&device, &info, None);
-        Ok(Self { tiles: Table::builtin(&info), info, pipelines, device, queue, lost: Arc::default() })
+        let (tiles, arithmetic) = (Table::builtin(&info), Arithmetic::default());
+        Ok(Self { tiles, arithmetic, info, pipelines, device, queue, lost: Arc::default() })
+    }
+
+    /// The same device with kernels that compute as `arithmetic` says. Plans made before keep theirs.
+    ///
+    /// # Errors
+    /// [`Error::MissingFeature`] when the device does not fuse multiply-adds and has no `SHADER_F64` to make up for it.
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Result<Self, Error> {
+        let software = self.info.device_type == DeviceType::Cpu;
+        let features = self.device.features();
+        if arithmetic == Arithmetic::Reproducible && software && !features.contains(Features::SHADER_F64) {
+            return Err(Error::MissingFeature { device: self.info.name.clone(), feature: "SHADER_F64".into() });
+        }
+        Ok(Self { arithmetic, ..self })
+    }
+
+    /// How kernels that are planned on this device compute.
+    #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 
     /// The wgpu device.

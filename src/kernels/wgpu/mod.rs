@@ -5,6 +5,7 @@
 //! host's encoder, allocates nothing and submits nothing.
 
 mod argmax;
+mod arithmetic;
 mod attention;
 mod embedding;
 mod error;
@@ -23,6 +24,7 @@ mod transform_quantize;
 mod tune;
 
 pub use argmax::{ArgmaxDesc, ArgmaxPlan, BoundArgmax};
+pub use arithmetic::Arithmetic;
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan, BoundAttention};
 pub use embedding::{BoundEmbedding, EmbeddingDesc, EmbeddingPlan, TableDtype};
 pub use error::Error;

@@ -2,9 +2,9 @@
 
 use super::super::KvQuantizer;
 use super::super::error::{At, Error};
+use super::super::rope::rope_table;
 use super::layer::{Layer, Observer};
 use super::scratch::{Buffers, Workspace};
-use super::super::rope::rope_table;
 use crate::checkpoint::Config;
 use crate::kernels::cpu::{Isa, KvCache, KvCacheDesc, QueryHeads, QueryHeadsDesc, RopeTable, rms_norm};
 

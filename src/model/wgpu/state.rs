@@ -7,8 +7,8 @@ use super::scratch::Scratch;
 use super::tables::Head;
 use super::{CHUNK, Model};
 use crate::kernels::wgpu::{
-    AttentionDesc, AttentionPlan, BoundEmbedding, BoundRmsNorm, Dtype, Error as DeviceError, Gpu, KvCache, KvLayout, Recorder,
-    RmsNormPlan, RopeHadamardQuantizeDesc, RopeHadamardQuantizePlan, RowsDesc, rope_buffer,
+    AttentionDesc, AttentionPlan, BoundEmbedding, BoundRmsNorm, Dtype, Error as DeviceError, Gpu, KvCache, KvLayout,
+    Recorder, RmsNormPlan, RopeHadamardQuantizeDesc, RopeHadamardQuantizePlan, RowsDesc, rope_buffer,
 };
 use ::wgpu::Buffer;
 
@@ -75,18 +75,7 @@ impl State {
             .at(|| "final norm".into())?;
         let embedding = tables.bind(gpu, &ids, &scratch.residual)?;
         let head = Head::new(gpu, tables)?;
-        Ok(Self {
-            length: 0,
-            capacity,
-            ids,
-            hidden,
-            normed,
-            head,
-            caches,
-            embedding,
-            layers: bound,
-            final_norm,
-        })
+        Ok(Self { length: 0, capacity, ids, hidden, normed, head, caches, embedding, layers: bound, final_norm })
     }
 
     pub(in crate::model) fn len(&self) -> usize {

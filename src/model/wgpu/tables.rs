@@ -46,17 +46,14 @@ impl Tables {
         let table = checkpoint.head()?.unwrap_or(table);
         let (values, weight) = match &table.values {
             TableValues::F32(values) => (FloatValues::F32(values), Dtype::F32),
-            TableValues::F16(values) => {
-                (FloatValues::F16(values), if gpu.has_f16() { Dtype::F16 } else { Dtype::F32 })
-            }
+            TableValues::F16(values) => (FloatValues::F16(values), if gpu.has_f16() { Dtype::F16 } else { Dtype::F32 }),
             // Half precision cannot hold their range.
             TableValues::Bf16(values) => (FloatValues::Bf16(values), Dtype::F32),
         };
         let fit = gpu.limits().max_storage_buffer_binding_size / (4 * vocabulary.max(1) as u64);
         let m_max = fit.clamp(1, ROWS) as usize;
         let (x, out) = (Dtype::F32, Dtype::F32);
-        let desc =
-            GemmFloatDesc { m_max, n: vocabulary, k: hidden, x, weight, out, bias: false, accumulate: false };
+        let desc = GemmFloatDesc { m_max, n: vocabulary, k: hidden, x, weight, out, bias: false, accumulate: false };
         let head = GemmFloatPlan::plan(gpu, &desc).at(at)?;
         let weights = [FloatWeights { values, n: vocabulary, k: hidden }];
         let head_weights = head.pack(gpu, &weights, None).at(at)?;

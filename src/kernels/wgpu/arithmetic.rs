@@ -1,0 +1,40 @@
+//! In which order, and how exactly, kernels compute in floating point.
+
+use super::Gpu;
+use ::wgpu::{DeviceType, Features};
+
+/// In which order, and how exactly, kernels compute in floating point.
+///
+/// A W4A4 model is chaotic: where a value lies next to a tie between two codes, the last bit of a sum decides, and the
+/// tokens behind it part. So two backends give the same text only when they give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// Whatever is fastest. Codes differ from the CPU's next to ties.
+    #[default]
+    Fast,
+    /// The CPU backend's operations in its order. Where the device divides, takes roots and multiplies and adds as IEEE 754
+    /// says, codes and hidden states are the CPU's bit for bit. Software adapters, which do not fuse multiply-adds, round
+    /// them out of `f64` (an error of the last bit in 10^8 of them) and need `SHADER_F64`.
+    Reproducible,
+}
+
+/// WGSL's `fused(a, b, c)` and, on four numbers, `fused4`: `a b + c`, rounded once.
+const NATIVE: &str = "\
+fn fused(a: f32, b: f32, c: f32) -> f32 { return fma(a, b, c); }
+fn fused4(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> { return fma(a, b, c); }
+";
+/// The product of two `f32` is exact in `f64`.
+const EMULATED: &str = "\
+fn fused(a: f32, b: f32, c: f32) -> f32 { return f32(f64(a) * f64(b) + f64(c)); }
+fn fused4(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> {
+    return vec4<f32>(vec4<f64>(a) * vec4<f64>(b) + vec4<f64>(c));
+}
+";
+
+impl Gpu {
+    /// The functions `fused` and `fused4` for a shader's prelude.
+    pub(super) fn fused(&self) -> &'static str {
+        let software = self.info().device_type == DeviceType::Cpu;
+        if software && self.device().features().contains(Features::SHADER_F64) { EMULATED } else { NATIVE }
+    }
+}
