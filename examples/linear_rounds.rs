@@ -8,7 +8,7 @@
 //! Requests come on standard input, one a line, and are answered by a line of JSON: `w4a4 T` and `gemm T` by the times of
 //! several calls in seconds (the packed W4A4 GEMM with codes, scales and epilogue; the `gemm` crate in f32), `kernel T`
 //! by the name of the kernel.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "it answers on standard output")]
 
 use duquant::kernels::cpu::{Epilogue, GemmW4A4, GemmW4A4Desc, Isa, QuantizedTokens};
 use duquant::kernels::{Affine, Error, QuantizedMatrix};

@@ -7,7 +7,7 @@
 //!
 //! A request `PREFILL DECODE` on standard input is answered by a line of JSON: seconds for the prompt with the logits behind
 //! its last token, seconds for the tokens decoded behind it one by one, and those tokens.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "it answers on standard output")]
 
 use duquant::checkpoint::Checkpoint;
 use duquant::model::Model;
