@@ -2,9 +2,13 @@
 
 use super::console::Console;
 use crate::kernels::cpu::Isa;
+#[cfg(feature = "wgpu")]
+use crate::kernels::wgpu::{Arithmetic, Gpu, GpuOptions};
 use crate::model::Backend;
 use anyhow::Result;
 use clap::ValueEnum;
+#[cfg(feature = "wgpu")]
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub(super) struct BackendArgs {
@@ -15,6 +19,18 @@ pub(super) struct BackendArgs {
     #[cfg(feature = "wgpu")]
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// How wgpu kernels compute: fast, or the processor's operations in its order, which gives its bits
+    /// [default: reproducible on software adapters, fast otherwise]
+    #[cfg(feature = "wgpu")]
+    #[arg(long, value_enum)]
+    arithmetic: Option<ArithmeticName>,
+}
+
+#[cfg(feature = "wgpu")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ArithmeticName {
+    Fast,
+    Reproducible,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,12 +50,20 @@ impl BackendArgs {
             Name::Cpu => Ok(Backend::Cpu(Isa::best())),
             #[cfg(feature = "wgpu")]
             Name::Wgpu => {
-                let options = crate::kernels::wgpu::GpuOptions {
+                let options = GpuOptions {
                     adapter: self.adapter.clone(),
                     cache: super::cache::folder().ok().map(|folder| folder.join("pipelines")),
                     ..Default::default()
                 };
-                Ok(Backend::Wgpu(std::sync::Arc::new(crate::kernels::wgpu::Gpu::open(&options)?)))
+                let gpu = Gpu::open(&options)?;
+                let software = gpu.info().device_type == ::wgpu::DeviceType::Cpu;
+                let arithmetic = match self.arithmetic {
+                    Some(ArithmeticName::Fast) => Arithmetic::Fast,
+                    Some(ArithmeticName::Reproducible) => Arithmetic::Reproducible,
+                    None if software => Arithmetic::Reproducible,
+                    None => Arithmetic::Fast,
+                };
+                Ok(Backend::Wgpu(Arc::new(gpu.with_arithmetic(arithmetic)?)))
             }
         }
     }
