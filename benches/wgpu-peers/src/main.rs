@@ -9,16 +9,17 @@ use burn_tensor::{Distribution, Tensor};
 use burn_wgpu::{Wgpu, WgpuDevice};
 use std::time::Instant;
 
-type Matrix = Tensor<Wgpu, 2>;
+type Peer = Wgpu<f32, i32, u32>;
+type Matrix = Tensor<Peer, 2>;
 
 fn median(x: &Matrix, weight: &Matrix, device: &WgpuDevice, samples: usize) -> (f64, Vec<f64>) {
     let mut all = Vec::new();
     // The first rounds compile and tune.
     for round in 0..samples + 2 {
-        let _ = Wgpu::sync(device);
+        Peer::sync(device);
         let start = Instant::now();
         let y = x.clone().matmul(weight.clone());
-        let _ = Wgpu::sync(device);
+        Peer::sync(device);
         let seconds = start.elapsed().as_secs_f64();
         drop(y);
         if round >= 2 {
