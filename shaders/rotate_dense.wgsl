@@ -1,8 +1,24 @@
-// One chunk through a dense rotation: an invocation computes COLUMNS (1 or 2) quads of outputs of ROWS blocks (both from the
+// One chunk through a dense rotation: an invocation computes COLUMNS (1, 2 or 4) quads of outputs of ROWS blocks (both from the
 // prelude), so that few values are read for many products. The products of an output are summed in the order of the input
 // channels.
 
 var<workgroup> chunk: array<vec4<f32>, CHUNK>;
+
+// Four rows of the matrix, one quad of columns.
+fn entries(at: u32) -> mat4x4<f32> {
+    let quads = BLOCK / 4u;
+    return mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
+}
+
+// In the order of the input channels.
+fn add_products(sum: vec4<f32>, x: vec4<f32>, r: mat4x4<f32>) -> vec4<f32> {
+    var out = sum;
+    out += x.x * r[0];
+    out += x.y * r[1];
+    out += x.z * r[2];
+    out += x.w * r[3];
+    return out;
+}
 
 fn rotate(t: u32, phase: u32, first: u32, factor: f32, lid: u32) {
     for (var i = lid; i < CHUNK; i += WORKGROUP) { chunk[i] = input(t, phase, first + i, factor); }
@@ -15,40 +31,48 @@ fn rotate(t: u32, phase: u32, first: u32, factor: f32, lid: u32) {
     let group = select(lid / across, 0u, WORKGROUP == across);
     let column = select(lid % across, lid, WORKGROUP == across);
     if group < WORKGROUP / across {
-        var sums: array<vec4<f32>, ROWS>;
-        var more: array<vec4<f32>, ROWS>;
+        // One array a quad of columns, so that every index is known once the loops are unrolled.
+        var sums_0: array<vec4<f32>, ROWS>;
+        var sums_1: array<vec4<f32>, ROWS>;
+        var sums_2: array<vec4<f32>, ROWS>;
+        var sums_3: array<vec4<f32>, ROWS>;
         for (var row = 0u; row < ROWS; row++) {
-            sums[row] = vec4(0.0);
-            more[row] = vec4(0.0);
+            sums_0[row] = vec4(0.0);
+            sums_1[row] = vec4(0.0);
+            sums_2[row] = vec4(0.0);
+            sums_3[row] = vec4(0.0);
         }
         let x = group * ROWS * quads;
         for (var k = 0u; k < quads; k++) {
             let at = (phase * BLOCK + 4u * k) * quads + column;
-            let a = mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
-            var b = a;
-            if COLUMNS == 2u {
-                let at = at + across;
-                b = mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
+            let r_0 = entries(at);
+            var r_1 = r_0;
+            var r_2 = r_0;
+            var r_3 = r_0;
+            if COLUMNS >= 2u { r_1 = entries(at + across); }
+            if COLUMNS == 4u {
+                r_2 = entries(at + 2u * across);
+                r_3 = entries(at + 3u * across);
             }
             for (var row = 0u; row < ROWS; row++) {
                 let v = chunk[x + row * quads + k];
-                sums[row] += v.x * a[0];
-                sums[row] += v.y * a[1];
-                sums[row] += v.z * a[2];
-                sums[row] += v.w * a[3];
-                if COLUMNS == 2u {
-                    more[row] += v.x * b[0];
-                    more[row] += v.y * b[1];
-                    more[row] += v.z * b[2];
-                    more[row] += v.w * b[3];
+                sums_0[row] = add_products(sums_0[row], v, r_0);
+                if COLUMNS >= 2u { sums_1[row] = add_products(sums_1[row], v, r_1); }
+                if COLUMNS == 4u {
+                    sums_2[row] = add_products(sums_2[row], v, r_2);
+                    sums_3[row] = add_products(sums_3[row], v, r_3);
                 }
             }
         }
         for (var row = 0u; row < ROWS; row++) {
             let quad = first + (group * ROWS + row) * quads + column;
             if 4u * quad < CHANNELS {
-                write_area(phase, quad, sums[row]);
-                if COLUMNS == 2u { write_area(phase, quad + across, more[row]); }
+                write_area(phase, quad, sums_0[row]);
+                if COLUMNS >= 2u { write_area(phase, quad + across, sums_1[row]); }
+                if COLUMNS == 4u {
+                    write_area(phase, quad + 2u * across, sums_2[row]);
+                    write_area(phase, quad + 3u * across, sums_3[row]);
+                }
             }
         }
     }

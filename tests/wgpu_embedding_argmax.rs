@@ -201,7 +201,7 @@ fn argmax_is_the_first_of_the_largest() {
     let mut cases = 0;
     for columns in vocabularies {
         for tokens in TOKENS {
-            for round in 0..4 {
+            for round in 0..5 {
                 // Large T with large V is the same again.
                 if tokens > 9 && columns.iter().sum::<usize>() > 1500 && round > 0 {
                     continue;
@@ -220,7 +220,7 @@ fn argmax_is_the_first_of_the_largest() {
             }
         }
     }
-    assert!(cases >= 450, "{cases}");
+    assert!(cases >= 500, "{cases}");
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn decode(gpu: &Gpu, buffer: &::wgpu::Buffer, count: usize, dtype: Dtype) -> Vec
 }
 
 fn close(got: &[f64], want: &[f64], dtype: Dtype, place: &str) {
+    assert_eq!(got.len(), want.len(), "{place}");
     let (relative, absolute) = match dtype {
         Dtype::F32 => (4e-6, 1e-30),
         Dtype::F16 => (4e-6 + 2.0_f64.powi(-11), 2.0_f64.powi(-25)),

@@ -156,11 +156,15 @@ impl Tile {
         }
         // Where the CPU runs all invocations, it reads a token's value once for them when it sees that all read the same one:
         // one block's columns a workgroup.
-        let columns = if narrow && quads >= 16 && quads.is_multiple_of(2) { 2 } else { 1 };
+        let columns = match quads {
+            16 if narrow => 2,
+            32.. if narrow && quads.is_multiple_of(4) => 4,
+            _ => 1,
+        };
         let whole = narrow && quads >= 8 && quads.is_power_of_two();
         let workgroup = if whole { quads / columns } else { workgroup };
         let groups = workgroup / (quads / columns);
-        let rows = (channels / block).div_ceil(groups).next_power_of_two().min(if narrow { 16 } else { 4 }).min(most);
+        let rows = (channels / block).div_ceil(groups).next_power_of_two().min(if narrow { 32 } else { 4 }).min(most);
         Self { workgroup, rows, columns, chunk: groups * rows * quads, ..tile }
     }
 
@@ -265,7 +269,7 @@ pub(in crate::kernels::wgpu) fn variants() -> Vec<(&'static Shader, Variant)> {
                     let mut tile = Tile::sized(
                         &shape,
                         if (i + j) % 2 == 0 { TransformTiling::Narrow } else { TransformTiling::Wide },
-                        16,
+                        32,
                     );
                     // 32 KiB of workgroup memory hold one area of 4096, and two of the smaller shapes.
                     tile.local =
