@@ -150,7 +150,9 @@ impl TransformQuantizePlan {
         let (shader, variant) = tile.variant(desc, gpu.reproducible());
         let bytes = tile.workspace_bytes(desc);
         check_bindings(gpu, &[("source", desc.source_bytes()), ("out", desc.out_bytes()), ("workspace", bytes)])?;
-        Ok(Self { desc: *desc, tile, kernel: gpu.kernel(shader, &variant)?, name: tile.name(desc) })
+        let order = if gpu.reproducible().is_some() { ", reproducible" } else { "" };
+        let name = tile.name(desc) + order;
+        Ok(Self { desc: *desc, tile, kernel: gpu.kernel(shader, &variant)?, name })
     }
 
     /// What was planned.
