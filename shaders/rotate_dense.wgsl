@@ -10,16 +10,6 @@ fn entries(at: u32) -> mat4x4<f32> {
     return mat4x4(rotations[at], rotations[at + quads], rotations[at + 2u * quads], rotations[at + 3u * quads]);
 }
 
-// In the order of the input channels.
-fn add_products(sum: vec4<f32>, x: vec4<f32>, r: mat4x4<f32>) -> vec4<f32> {
-    var out = sum;
-    out += x.x * r[0];
-    out += x.y * r[1];
-    out += x.z * r[2];
-    out += x.w * r[3];
-    return out;
-}
-
 fn rotate(t: u32, phase: u32, first: u32, factor: f32, lid: u32) {
     for (var i = lid; i < CHUNK; i += WORKGROUP) { chunk[i] = input(t, phase, first + i, factor); }
     workgroupBarrier();

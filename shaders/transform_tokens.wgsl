@@ -1,6 +1,7 @@
 // The transform of tokens, x -> x S^-1 R_0 P_0 R_1 .. R_P (eq. 5), one token a workgroup: what transform_quantize and
 // transform_float share. `rotate` comes from rotate_dense.wgsl or rotate_hadamard.wgsl, the operands that it reads from
-// transform_quads.wgsl or transform_scalars.wgsl, `Value` from the prelude. All go by quads, four channels at a time.
+// transform_quads.wgsl or transform_scalars.wgsl, the arithmetic from transform_fast.wgsl or transform_reproducible.wgsl,
+// `Value` from the prelude. All go by quads, four channels at a time.
 //
 // The token lies in an area: phase i reads area (i - 1) % 2 through permutation i - 1 and fills area i % 2, a chunk of whole
 // blocks at a time. Each of the two areas is in workgroup memory where it fits and otherwise in the caller's workspace.
@@ -41,7 +42,6 @@ var<immediate> p: Params;
 
 var<workgroup> area_0: array<vec4<f32>, AREA_0>;
 var<workgroup> area_1: array<vec4<f32>, AREA_1>;
-var<workgroup> squares: array<f32, WORKGROUP>;
 // Bit patterns of max(-x) and max(x) over the token, as far as they are positive. Non-negative floats order as their bits
 // do, NaN above infinity, so that these two also tell whether every value is finite.
 var<workgroup> range_low: atomic<u32>;
@@ -91,28 +91,6 @@ fn widen_range(value: vec4<f32>) {
     low = max(low, max(max(negative.x, negative.y), max(negative.z, negative.w)));
 }
 
-// Never overflows: the exponential is that of a number <= 0.
-fn silu(x: vec4<f32>) -> vec4<f32> {
-    let e = exp(-abs(x));
-    return x * select(e, vec4(1.0), x > vec4(0.0)) / (1.0 + e);
-}
-
-// 1 / sqrt(mean(x^2) + epsilon) of token t, for all invocations.
-fn norm_factor(t: u32, lid: u32) -> f32 {
-    var sum = 0.0;
-    for (var quad = lid; 4u * quad < CHANNELS; quad += WORKGROUP) {
-        let x = source_quad(t * CHANNELS, quad);
-        sum += dot(x, x);
-    }
-    squares[lid] = sum;
-    workgroupBarrier();
-    for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {
-        if lid < width { squares[lid] += squares[lid + width]; }
-        workgroupBarrier();
-    }
-    return inverseSqrt(squares[0] / f32(CHANNELS) + p.epsilon);
-}
-
 // Four smoothed values before any rotation; 0 behind the last channel.
 fn load(t: u32, quad: u32, factor: f32) -> vec4<f32> {
     var x: vec4<f32>;
@@ -124,7 +102,7 @@ fn load(t: u32, quad: u32, factor: f32) -> vec4<f32> {
     }
     if SOURCE == RMS_NORM { x = x * factor * weight_quad(quad); }
     if SMOOTH { x *= smooth_quad(quad); }
-    return x;
+    return settled(x);
 }
 
 // Four values that rotation `phase` reads; 0 behind the last channel.

@@ -1,5 +1,6 @@
 //! RMSNorm and SwiGLU's product on their own: the last norm of a model, and the floating-point baseline.
 
+use super::arithmetic::PRELUDES;
 use super::pipelines::{Access, Bound, Kernel, Operand, Shader, Variant};
 use super::plan_checks::{
     check_bindings, check_dtype, check_range, check_tokens, prelude, row_grid, row_workgroup, unsupported,
@@ -21,6 +22,25 @@ static SILU_MUL: Shader = Shader {
     immediates: 8,
 };
 
+static RMS_NORM_REPRODUCIBLE: Shader = Shader {
+    sources: &[
+        include_str!("../../../shaders/reproducible.wgsl"),
+        include_str!("../../../shaders/rms_norm_reproducible.wgsl"),
+    ],
+    ..RMS_NORM
+};
+static SILU_MUL_REPRODUCIBLE: Shader = Shader {
+    sources: &[
+        include_str!("../../../shaders/reproducible.wgsl"),
+        include_str!("../../../shaders/silu_mul_reproducible.wgsl"),
+    ],
+    ..SILU_MUL
+};
+
+/// The fast kernels and the reproducible ones.
+static RMS_NORMS: [&Shader; 2] = [&RMS_NORM, &RMS_NORM_REPRODUCIBLE];
+static SILU_MULS: [&Shader; 2] = [&SILU_MUL, &SILU_MUL_REPRODUCIBLE];
+
 /// Shape and types of an operation on the rows of `[T, K]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowsDesc {
@@ -39,19 +59,22 @@ impl RowsDesc {
         self.m_max as u64 * self.channels as u64
     }
 
-    fn compile(&self, gpu: &Gpu, shader: &'static Shader, input_rows: u64) -> Result<Arc<Kernel>, Error> {
+    fn compile(&self, gpu: &Gpu, shaders: [&'static Shader; 2], input_rows: u64) -> Result<Arc<Kernel>, Error> {
         check_range("channels", self.channels, 1, 1 << 24)?;
         check_range("m_max", self.m_max, 1, 1 << 24)?;
         check_dtype(gpu, self.input)?;
         check_dtype(gpu, self.output)?;
         let input = input_rows * self.values() * self.input.bytes();
         check_bindings(gpu, &[("x", input), ("out", self.values() * self.output.bytes())])?;
-        gpu.kernel(shader, &variant(self.input, self.output, row_workgroup(gpu)))
+        let fused = gpu.reproducible();
+        let shader = shaders[usize::from(fused.is_some())];
+        gpu.kernel(shader, &variant([self.input, self.output], row_workgroup(gpu), fused))
     }
 }
 
-/// RMSNorm of each token: `out = x / sqrt(mean(x^2) + epsilon) * weight`, in `f32`, the mean summed by a tree. A token with
-/// NaN or infinity spoils its own row and no other.
+/// RMSNorm of each token: `out = x / sqrt(mean(x^2) + epsilon) * weight`, in `f32`, the mean summed by a tree, or as the CPU
+/// does it where the device is asked for [`Arithmetic::Reproducible`](super::Arithmetic). A token with NaN or infinity spoils
+/// its own row and no other.
 #[derive(Debug)]
 pub struct RmsNormPlan {
     desc: RowsDesc,
@@ -78,7 +101,7 @@ impl RmsNormPlan {
         if !(epsilon.is_finite() && epsilon >= 0.0) {
             return unsupported("epsilon", "a finite number of at least 0", epsilon);
         }
-        Ok(Self { desc: *desc, epsilon, kernel: desc.compile(gpu, &RMS_NORM, 1)? })
+        Ok(Self { desc: *desc, epsilon, kernel: desc.compile(gpu, RMS_NORMS, 1)? })
     }
 
     /// Which kernel runs for `tokens` tokens.
@@ -143,7 +166,7 @@ impl SiluMulPlan {
     /// # Errors
     /// As [`RmsNormPlan::plan`].
     pub fn plan(gpu: &Gpu, desc: &RowsDesc) -> Result<Self, Error> {
-        Ok(Self { desc: *desc, kernel: desc.compile(gpu, &SILU_MUL, 2)? })
+        Ok(Self { desc: *desc, kernel: desc.compile(gpu, SILU_MULS, 2)? })
     }
 
     /// Which kernel runs for `tokens` tokens.
@@ -179,8 +202,8 @@ impl BoundSiluMul {
     }
 }
 
-fn variant(input: Dtype, output: Dtype, workgroup: u32) -> Variant {
-    let prelude = prelude(&[("Value", input), ("Out", output)]);
+fn variant([input, output]: [Dtype; 2], workgroup: u32, fused: Option<&str>) -> Variant {
+    let prelude = prelude(&[("Value", input), ("Out", output)]) + fused.unwrap_or_default();
     Variant { prelude, constants: vec![("WORKGROUP", f64::from(workgroup))] }
 }
 
@@ -189,7 +212,11 @@ pub(super) fn variants() -> Vec<(&'static Shader, Variant)> {
     for input in [Dtype::F32, Dtype::F16] {
         for output in [Dtype::F32, Dtype::F16] {
             for workgroup in [64, 256] {
-                out.extend([&RMS_NORM, &SILU_MUL].map(|shader| (shader, variant(input, output, workgroup))));
+                for fused in [None, Some(PRELUDES[0]), Some(PRELUDES[1])] {
+                    let kind = usize::from(fused.is_some());
+                    let variant = variant([input, output], workgroup, fused);
+                    out.extend([RMS_NORMS[kind], SILU_MULS[kind]].map(|shader| (shader, variant.clone())));
+                }
             }
         }
     }

@@ -95,7 +95,7 @@ pub struct TransformQuantizeDesc {
 /// arithmetic is in `f32` in the order that [`Affine`] gives; half precision is widened when read and rounded to nearest when
 /// written. The device's division is good to 2.5 ULP, its `exp` and `inverseSqrt` to a few: a code may differ by one from the
 /// CPU's where the scaled value lies next to a tie, and nowhere else. Without rotation, norm and SwiGLU the scales are the
-/// CPU's bit for bit.
+/// CPU's bit for bit. On a device that is asked for [`Arithmetic::Reproducible`](super::Arithmetic) everything is.
 ///
 /// A token whose transformed values hold NaN or infinity, or span more than `f32` can, gets scale NaN, zero point 0, codes 0
 /// and row sum 0, and NaN throughout as [`TransformTarget::Dequantized`].
@@ -147,10 +147,12 @@ impl TransformQuantizePlan {
             return unsupported("epsilon", "a finite number of at least 0", epsilon);
         }
         let tile = Tile::choose(gpu, desc, tiling)?;
-        let (shader, variant) = tile.variant(desc);
+        let (shader, variant) = tile.variant(desc, gpu.reproducible());
         let bytes = tile.workspace_bytes(desc);
         check_bindings(gpu, &[("source", desc.source_bytes()), ("out", desc.out_bytes()), ("workspace", bytes)])?;
-        Ok(Self { desc: *desc, tile, kernel: gpu.kernel(shader, &variant)?, name: tile.name(desc) })
+        let order = if gpu.reproducible().is_some() { ", reproducible" } else { "" };
+        let name = tile.name(desc) + order;
+        Ok(Self { desc: *desc, tile, kernel: gpu.kernel(shader, &variant)?, name })
     }
 
     /// What was planned.

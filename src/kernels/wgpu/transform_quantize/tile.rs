@@ -1,6 +1,7 @@
 //! Which variant of the kernel a device gets, and how a token is cut up.
 
 use super::{TokenSource, TransformQuantizeDesc, TransformShape, TransformTarget};
+use crate::kernels::wgpu::arithmetic::PRELUDES;
 use crate::kernels::wgpu::pipelines::{Access, Shader, Variant};
 use crate::kernels::wgpu::plan_checks::prelude;
 use crate::kernels::wgpu::{Dtype, Error, Gpu};
@@ -15,6 +16,11 @@ const DENSE: &str = include_str!("../../../../shaders/rotate_dense.wgsl");
 const HADAMARD: &str = include_str!("../../../../shaders/rotate_hadamard.wgsl");
 const QUANTIZE: &str = include_str!("../../../../shaders/transform_quantize.wgsl");
 const FLOAT: &str = include_str!("../../../../shaders/transform_float.wgsl");
+const FAST: &str = include_str!("../../../../shaders/transform_fast.wgsl");
+const REPRODUCIBLE: &str = concat!(
+    include_str!("../../../../shaders/reproducible.wgsl"),
+    include_str!("../../../../shaders/transform_reproducible.wgsl")
+);
 
 const QUANTIZE_BINDINGS: &[Access] = &[
     Access::Read,
@@ -30,44 +36,35 @@ const FLOAT_BINDINGS: &[Access] =
     &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Read, Access::Write, Access::Write];
 const IMMEDIATES: u32 = 24;
 
-// Kernels of one target share an entry point; their preludes and constants tell their pipelines apart. Without a rotation
+const fn both(name: &'static str, bindings: &'static [Access], sources: [&'static [&'static str]; 2]) -> [Shader; 2] {
+    [
+        Shader { name, sources: sources[0], bindings, immediates: IMMEDIATES },
+        Shader { name, sources: sources[1], bindings, immediates: IMMEDIATES },
+    ]
+}
+
+const fn quantize(sources: [&'static [&'static str]; 2]) -> [Shader; 2] {
+    both("transform_quantize", QUANTIZE_BINDINGS, sources)
+}
+
+const fn float(sources: [&'static [&'static str]; 2]) -> [Shader; 2] {
+    both("transform_float", FLOAT_BINDINGS, sources)
+}
+
+// Each is fast and, second, reproducible. Kernels of one target share an entry point; their preludes and constants tell their pipelines apart. Without a rotation
 // any K will do, and K that is no multiple of 4 reads one number at a time.
-static QUANTIZE_DENSE: Shader = Shader {
-    name: "transform_quantize",
-    sources: &[TOKENS, QUADS, DENSE, QUANTIZE],
-    bindings: QUANTIZE_BINDINGS,
-    immediates: IMMEDIATES,
-};
-static QUANTIZE_HADAMARD: Shader = Shader {
-    name: "transform_quantize",
-    sources: &[TOKENS, QUADS, HADAMARD, QUANTIZE],
-    bindings: QUANTIZE_BINDINGS,
-    immediates: IMMEDIATES,
-};
-static QUANTIZE_SCALARS: Shader = Shader {
-    name: "transform_quantize",
-    sources: &[TOKENS, SCALARS, DENSE, QUANTIZE],
-    bindings: QUANTIZE_BINDINGS,
-    immediates: IMMEDIATES,
-};
-static FLOAT_DENSE: Shader = Shader {
-    name: "transform_float",
-    sources: &[TOKENS, QUADS, DENSE, FLOAT],
-    bindings: FLOAT_BINDINGS,
-    immediates: IMMEDIATES,
-};
-static FLOAT_HADAMARD: Shader = Shader {
-    name: "transform_float",
-    sources: &[TOKENS, QUADS, HADAMARD, FLOAT],
-    bindings: FLOAT_BINDINGS,
-    immediates: IMMEDIATES,
-};
-static FLOAT_SCALARS: Shader = Shader {
-    name: "transform_float",
-    sources: &[TOKENS, SCALARS, DENSE, FLOAT],
-    bindings: FLOAT_BINDINGS,
-    immediates: IMMEDIATES,
-};
+static QUANTIZE_DENSE: [Shader; 2] =
+    quantize([&[TOKENS, FAST, QUADS, DENSE, QUANTIZE], &[TOKENS, REPRODUCIBLE, QUADS, DENSE, QUANTIZE]]);
+static QUANTIZE_HADAMARD: [Shader; 2] =
+    quantize([&[TOKENS, FAST, QUADS, HADAMARD, QUANTIZE], &[TOKENS, REPRODUCIBLE, QUADS, HADAMARD, QUANTIZE]]);
+static QUANTIZE_SCALARS: [Shader; 2] =
+    quantize([&[TOKENS, FAST, SCALARS, DENSE, QUANTIZE], &[TOKENS, REPRODUCIBLE, SCALARS, DENSE, QUANTIZE]]);
+static FLOAT_DENSE: [Shader; 2] =
+    float([&[TOKENS, FAST, QUADS, DENSE, FLOAT], &[TOKENS, REPRODUCIBLE, QUADS, DENSE, FLOAT]]);
+static FLOAT_HADAMARD: [Shader; 2] =
+    float([&[TOKENS, FAST, QUADS, HADAMARD, FLOAT], &[TOKENS, REPRODUCIBLE, QUADS, HADAMARD, FLOAT]]);
+static FLOAT_SCALARS: [Shader; 2] =
+    float([&[TOKENS, FAST, SCALARS, DENSE, FLOAT], &[TOKENS, REPRODUCIBLE, SCALARS, DENSE, FLOAT]]);
 
 /// For which kind of device a token is cut up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,7 +174,8 @@ impl Tile {
         4 * areas * desc.shape.channels as u64 * self.workgroups.min(desc.m_max) as u64
     }
 
-    pub(super) fn variant(&self, desc: &TransformQuantizeDesc) -> (&'static Shader, Variant) {
+    /// The kernel: the fast one, or with the prelude of [`Gpu::reproducible`] the other.
+    pub(super) fn variant(&self, desc: &TransformQuantizeDesc, fused: Option<&str>) -> (&'static Shader, Variant) {
         let shape = &desc.shape;
         let source = match desc.source {
             TokenSource::Tokens => 0.0,
@@ -199,7 +197,7 @@ impl Tile {
         }
         let mut types = vec![("Value", desc.input)];
         let kind = if shape.hadamard { 1 } else { usize::from(!shape.channels.is_multiple_of(4)) * 2 };
-        let shader = match desc.target {
+        let shaders = match desc.target {
             TransformTarget::Codes => {
                 constants.push(("STRIDE", desc.layout().stride() as f64));
                 [&QUANTIZE_DENSE, &QUANTIZE_HADAMARD, &QUANTIZE_SCALARS][kind]
@@ -211,7 +209,7 @@ impl Tile {
                 [&FLOAT_DENSE, &FLOAT_HADAMARD, &FLOAT_SCALARS][kind]
             }
         };
-        let mut prelude = prelude(&types);
+        let mut prelude = prelude(&types) + fused.unwrap_or_default();
         if shape.hadamard {
             constants.push(("NORM", f64::from(1.0 / (shape.block as f32).sqrt())));
         } else {
@@ -222,7 +220,7 @@ impl Tile {
                 prelude.push_str("// one number at a time\n");
             }
         }
-        (shader, Variant { prelude, constants })
+        (&shaders[usize::from(fused.is_some())], Variant { prelude, constants })
     }
 
     pub(super) fn name(&self, desc: &TransformQuantizeDesc) -> String {
@@ -237,7 +235,7 @@ impl Tile {
     }
 }
 
-/// Every combination of sources, targets and types, with the tiles of both kinds of device at a few shapes.
+/// Every combination of arithmetic, sources, targets and types, with the tiles of both kinds of device at a few shapes.
 pub(in crate::kernels::wgpu) fn variants() -> Vec<(&'static Shader, Variant)> {
     let shape = |channels, block, rotations, hadamard| TransformShape {
         channels,
@@ -275,7 +273,9 @@ pub(in crate::kernels::wgpu) fn variants() -> Vec<(&'static Shader, Variant)> {
                     tile.local =
                         [shape.channels <= 4096, shape.channels <= 2048].map(|fits| fits && shape.rotations > 0);
                     tile.local[1] &= shape.rotations > 1;
-                    out.push(tile.variant(&desc));
+                    for fused in [None, Some(PRELUDES[0]), Some(PRELUDES[1])] {
+                        out.push(tile.variant(&desc, fused));
+                    }
                 }
             }
         }
