@@ -31,7 +31,15 @@ fn fused4(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> {
 }
 ";
 
+/// The preludes of reproducible kernels on any device: for those who compile without one.
+pub(super) const PRELUDES: [&str; 2] = [NATIVE, EMULATED];
+
 impl Gpu {
+    /// What the prelude of a reproducible kernel needs; `None` where kernels are to be fast.
+    pub(super) fn reproducible(&self) -> Option<&'static str> {
+        (self.arithmetic() == Arithmetic::Reproducible).then(|| self.fused())
+    }
+
     /// The functions `fused` and `fused4` for a shader's prelude.
     pub(super) fn fused(&self) -> &'static str {
         let software = self.info().device_type == DeviceType::Cpu;
