@@ -191,7 +191,7 @@ fn attention_reproducible(
                 var chain = acc[i] * shrinks[r];
                 for (var key = max(start, seen[r]); key < last; key++) {
                     let weight = scores[r * KEYS + key - start];
-                    chain = fused4(vec4(weight), value_quad(cache + key, quad), chain);
+                    chain = fused4_short(vec4(weight), value_quad(cache + key, quad), chain);
                 }
                 acc[i] = chain;
             }

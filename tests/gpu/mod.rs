@@ -8,7 +8,7 @@
     reason = "each test file takes what it needs; a test fails and reports this way"
 )]
 
-use duquant::kernels::wgpu::{Error, Gpu, GpuOptions};
+use duquant::kernels::wgpu::{Arithmetic, Error, Gpu, GpuOptions};
 use std::ops::Deref;
 use std::sync::{Mutex, Once, OnceLock};
 
@@ -58,7 +58,13 @@ impl Drop for TestGpu {
 /// The device that the tests of this process share, opened with validation. Without an adapter: a failure in CI, otherwise
 /// `None` and a word why `test` is skipped.
 pub(crate) fn gpu(test: &str) -> Option<TestGpu> {
-    static GPU: OnceLock<Result<Gpu, Error>> = OnceLock::new();
+    gpu_with(test, Arithmetic::Fast)
+}
+
+/// The same with kernels that compute as `arithmetic` says.
+pub(crate) fn gpu_with(test: &str, arithmetic: Arithmetic) -> Option<TestGpu> {
+    static FAST: OnceLock<Result<Gpu, Error>> = OnceLock::new();
+    static REPRODUCIBLE: OnceLock<Result<Gpu, Error>> = OnceLock::new();
     static START: Once = Once::new();
     START.call_once(|| {
         log::set_logger(&Ear).unwrap();
@@ -66,7 +72,8 @@ pub(crate) fn gpu(test: &str) -> Option<TestGpu> {
     });
     let options =
         GpuOptions { adapter: std::env::var("WGPU_ADAPTER_NAME").ok(), validation: true, ..GpuOptions::default() };
-    match GPU.get_or_init(|| Gpu::open(&options)) {
+    let gpu = if arithmetic == Arithmetic::Fast { &FAST } else { &REPRODUCIBLE };
+    match gpu.get_or_init(|| Gpu::open(&options)?.with_arithmetic(arithmetic)) {
         Ok(gpu) => Some(TestGpu(gpu)),
         Err(fault) => {
             assert!(std::env::var_os("CI").is_none(), "{test}: {fault}");
