@@ -1,5 +1,5 @@
 // Queries, keys and values of some tokens: RoPE, per-head Hadamard, quantization per token and head; keys and values go
-// into the cache. The prelude gives HEAD_DIM.
+// into the cache. The prelude gives HEAD_DIM; rope_fast.wgsl or rope_reproducible.wgsl how a pair turns.
 //
 // A workgroup takes ROWS heads of one token, LANES invocations each. A head lies in workgroup memory from its load to its
 // codes, so that each barrier serves ROWS heads.
@@ -124,8 +124,9 @@ fn rope_hadamard_quantize(
         } else {
             let cosine = rope[position * HEAD_DIM + i];
             let sine = rope[position * HEAD_DIM + HALF + i];
-            x[base + i] = a * cosine - b * sine;
-            x[base + HALF + i] = b * cosine + a * sine;
+            let pair = turned(a, b, cosine, sine);
+            x[base + i] = pair.x;
+            x[base + HALF + i] = pair.y;
         }
     }
     // Butterflies: three stages at a time as long as there are three, on eight values that meet no others in between.
@@ -198,7 +199,7 @@ fn rope_hadamard_quantize(
     let scale = max((hi - lo) * select(KEY_STEP, VALUE_STEP, is_value), 1e-8);
     quantizer.inverse_scale = 1.0 / scale;
     quantizer.zero = clamp(round(-lo * quantizer.inverse_scale), 0.0, quantizer.levels);
-    quantizer.finite = bad == 0u;
+    quantizer.finite = bad == 0u && usable(scale);
     // The flags have been read before the sums take their place.
     workgroupBarrier();
 

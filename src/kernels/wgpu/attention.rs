@@ -1,4 +1,7 @@
-//! Causal attention over the cache: tiles with an online softmax for many queries, a split over the context for few.
+//! Causal attention over the cache: tiles with an online softmax for many queries, a split over the context for few; one
+//! kernel for all where the bits are to be the CPU's.
+
+mod reproducible;
 
 use super::super::Affine;
 use super::kv_cache::{KvBinding, KvLayout, QueryLayout, check_binding, check_range, check_workgroups};
@@ -60,13 +63,26 @@ pub struct AttentionDesc {
 /// in `f32` and its result is not quantized; the scales of quantized values are folded into it. A cached key or value of scale
 /// NaN makes the output of every query that sees it NaN. In a floating-point cache NaN or infinity may also reach queries of
 /// the same call that come before it.
+///
+/// On a device that computes as the CPU does ([`super::Arithmetic::Reproducible`]), the output in `f32` is what
+/// [`crate::kernels::cpu::attention`] gives, bit for bit, as long as no weight that counts is below `2^-53` of the next one:
+/// multiply-adds out of `f64` round such a pair twice.
 #[derive(Debug, Clone)]
 pub struct AttentionPlan {
     desc: AttentionDesc,
-    /// Only where calls may have more than [`DECODE_TOKENS`] tokens.
-    prefill: Option<Arc<Kernel>>,
-    decode: Arc<Kernel>,
-    merge: Arc<Kernel>,
+    kernels: Kernels<Arc<Kernel>>,
+}
+
+/// The kernels of a plan, or what they are bound to.
+#[derive(Debug, Clone)]
+enum Kernels<K> {
+    Fast {
+        /// Only where calls may have more than [`DECODE_TOKENS`] tokens.
+        prefill: Option<K>,
+        decode: K,
+        merge: K,
+    },
+    Reproducible(K),
 }
 
 /// The memory of one layer's call.
@@ -86,9 +102,7 @@ pub struct AttentionOperands<'a> {
 #[derive(Debug, Clone)]
 pub struct BoundAttention {
     desc: AttentionDesc,
-    prefill: Option<Bound>,
-    decode: Bound,
-    merge: Bound,
+    kernels: Kernels<Bound>,
 }
 
 impl AttentionPlan {
@@ -105,6 +119,9 @@ impl AttentionPlan {
             check_range("window", window, 1, usize::MAX)?;
         }
         check_binding(gpu, "out", desc.out_bytes())?;
+        if let Some(fused) = gpu.reproducible() {
+            return Ok(Self { desc: *desc, kernels: Kernels::Reproducible(reproducible::kernel(gpu, desc, fused)?) });
+        }
         check_binding(gpu, "workspace", desc.workspace_bytes())?;
         let tokens = desc.tokens_max.min(DECODE_TOKENS);
         check_workgroups(
@@ -114,18 +131,12 @@ impl AttentionPlan {
         )?;
         check_workgroups(gpu, "capacity", desc.cache.capacity.div_ceil(SPAN) as u64)?;
         check_workgroups(gpu, "heads", (tokens * desc.heads) as u64)?;
-        let limits = gpu.limits();
-        let memory = workgroup_bytes(desc);
-        if memory > u64::from(limits.max_compute_workgroup_storage_size) {
-            let limit_name = "max_compute_workgroup_storage_size";
-            let limit = u64::from(limits.max_compute_workgroup_storage_size);
-            return Err(Error::Limit { what: "attention".into(), limit_name, limit, got: memory });
-        }
+        check_workgroup_memory(gpu, workgroup_bytes(desc))?;
         let prefill =
             if desc.tokens_max > DECODE_TOKENS { Some(gpu.kernel(&PREFILL, &prefill_variant(desc))?) } else { None };
         let decode = gpu.kernel(&DECODE, &decode_variant(desc))?;
         let merge = gpu.kernel(&MERGE, &merge_variant(desc))?;
-        Ok(Self { desc: *desc, prefill, decode, merge })
+        Ok(Self { desc: *desc, kernels: Kernels::Fast { prefill, decode, merge } })
     }
 
     /// What it was planned for.
@@ -143,9 +154,10 @@ impl AttentionPlan {
     /// Which kernel runs for so many tokens (`attention_merge` follows `attention_decode`).
     #[must_use]
     pub fn kernel(&self, tokens: usize) -> &'static str {
-        match &self.prefill {
-            Some(prefill) if tokens > DECODE_TOKENS => prefill.name,
-            _ => self.decode.name,
+        match &self.kernels {
+            Kernels::Fast { prefill: Some(prefill), .. } if tokens > DECODE_TOKENS => prefill.name,
+            Kernels::Fast { decode, .. } => decode.name,
+            Kernels::Reproducible(kernel) => kernel.name,
         }
     }
 
@@ -155,10 +167,13 @@ impl AttentionPlan {
         self.desc.out_bytes()
     }
 
-    /// Bytes of the partial outputs of a call that is split over the context.
+    /// Bytes of the partial outputs of a call that is split over the context; 0 where no call is.
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
-        self.desc.workspace_bytes()
+        match self.kernels {
+            Kernels::Fast { .. } => self.desc.workspace_bytes(),
+            Kernels::Reproducible(_) => 0,
+        }
     }
 
     /// Joins the kernels with the memory of a layer.
@@ -180,13 +195,15 @@ impl AttentionPlan {
         };
         let to_out = || operand("out", out, self.out_bytes());
         let to_workspace = || operand("workspace", workspace, self.workspace_bytes());
-        let prefill = match &self.prefill {
-            Some(kernel) => Some(gpu.bind(kernel, &with(to_out()))?),
-            None => None,
+        let kernels = match &self.kernels {
+            Kernels::Fast { prefill, decode, merge } => Kernels::Fast {
+                prefill: prefill.as_ref().map(|kernel| gpu.bind(kernel, &with(to_out()))).transpose()?,
+                decode: gpu.bind(decode, &with(to_workspace()))?,
+                merge: gpu.bind(merge, &[to_workspace(), to_out()])?,
+            },
+            Kernels::Reproducible(kernel) => Kernels::Reproducible(gpu.bind(kernel, &with(to_out()))?),
         };
-        let decode = gpu.bind(&self.decode, &with(to_workspace()))?;
-        let merge = gpu.bind(&self.merge, &[to_workspace(), to_out()])?;
-        Ok(BoundAttention { desc: self.desc, prefill, decode, merge })
+        Ok(BoundAttention { desc: self.desc, kernels })
     }
 }
 
@@ -210,15 +227,18 @@ impl BoundAttention {
             [tokens, position, cache.capacity, cache.kv_heads, window, splits, first_span].map(|x| x as u32);
         let immediates = bytemuck::bytes_of(&immediates);
         let kv_heads = cache.kv_heads as u32;
-        match &self.prefill {
-            Some(prefill) if tokens > DECODE_TOKENS => {
+        match &self.kernels {
+            Kernels::Reproducible(kernel) => {
+                recorder.dispatch(kernel, immediates, [rows.div_ceil(reproducible::ROWS) as u32, kv_heads, 1]);
+            }
+            Kernels::Fast { prefill: Some(prefill), .. } if tokens > DECODE_TOKENS => {
                 recorder.dispatch(prefill, immediates, [rows.div_ceil(PREFILL_ROWS) as u32, kv_heads, 1]);
             }
-            _ => {
+            Kernels::Fast { decode, merge, .. } => {
                 let blocks = rows.div_ceil(self.desc.decode_rows()) as u32;
-                recorder.dispatch(&self.decode, immediates, [splits as u32, kv_heads * blocks, 1]);
+                recorder.dispatch(decode, immediates, [splits as u32, kv_heads * blocks, 1]);
                 let splits = (splits as u32).to_ne_bytes();
-                recorder.dispatch(&self.merge, &splits, [(tokens * heads) as u32, 1, 1]);
+                recorder.dispatch(merge, &splits, [(tokens * heads) as u32, 1, 1]);
             }
         }
         Ok(())
@@ -266,6 +286,16 @@ fn workgroup_bytes(desc: &AttentionDesc) -> u64 {
     let decode = 4 * desc.decode_rows() * (desc.query_words() + SPAN + 64 + 8);
     let prefill = 16 * (3 * 256 + 64);
     decode.max(prefill) as u64
+}
+
+/// Ok when a workgroup may have so many bytes of memory.
+fn check_workgroup_memory(gpu: &Gpu, got: u64) -> Result<(), Error> {
+    let limit = u64::from(gpu.limits().max_compute_workgroup_storage_size);
+    if got > limit {
+        let limit_name = "max_compute_workgroup_storage_size";
+        return Err(Error::Limit { what: "attention".into(), limit_name, limit, got });
+    }
+    Ok(())
 }
 
 fn cache_constants(desc: &AttentionDesc) -> Vec<(&'static str, f64)> {
@@ -324,6 +354,7 @@ pub(super) fn variants() -> Vec<(&'static Shader, Variant)> {
             all.push((&PREFILL, prefill_variant(&desc(1))));
             all.push((&MERGE, merge_variant(&desc(1))));
             all.extend([1, 3, 8].map(|heads| (&DECODE, decode_variant(&desc(heads)))));
+            all.extend(reproducible::variants(&desc(3)));
         }
     }
     all

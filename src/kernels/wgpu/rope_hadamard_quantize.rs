@@ -2,18 +2,24 @@
 
 use super::super::cpu::RopeTable;
 use super::super::{Affine, Error as KernelError};
+use super::arithmetic::PRELUDES;
 use super::kv_cache::{KvBinding, KvLayout, QueryLayout, check_binding, check_workgroups};
 use super::pipelines::{Bound, Kernel, Operand};
 use super::{Access, Dtype, Error, Gpu, Recorder, Shader, Variant};
 use ::wgpu::{Buffer, BufferBinding};
 use std::sync::Arc;
 
+const KERNEL: &str = include_str!("../../../shaders/rope_hadamard_quantize.wgsl");
+
 static SHADER: Shader = Shader {
     name: "rope_hadamard_quantize",
-    sources: &[include_str!("../../../shaders/rope_hadamard_quantize.wgsl")],
+    sources: &[KERNEL, include_str!("../../../shaders/rope_fast.wgsl")],
     bindings: &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write, Access::Write],
     immediates: 16,
 };
+
+static REPRODUCIBLE: Shader =
+    Shader { sources: &[KERNEL, include_str!("../../../shaders/rope_reproducible.wgsl")], ..SHADER };
 
 /// Heads that a workgroup takes.
 const ROWS: usize = 8;
@@ -37,6 +43,9 @@ pub struct RopeHadamardQuantizeDesc {
 /// that divides `D` (block-diagonal), which leaves `q k^T` as it is, and both are quantized (eq. 1 of the paper) with the
 /// key's settings. Values get no Hadamard. A head of a token that holds NaN or infinity gets scale NaN and codes 0: the
 /// attention to it is NaN, other tokens and heads are untouched. Without a quantizer it is stored as it is.
+///
+/// On a device that computes as the CPU does ([`super::Arithmetic::Reproducible`]), all that is stored in codes or `f32` is
+/// what [`crate::kernels::cpu::rope_hadamard_quantize`] stores, bit for bit.
 #[derive(Debug, Clone)]
 pub struct RopeHadamardQuantizePlan {
     desc: RopeHadamardQuantizeDesc,
@@ -76,7 +85,8 @@ impl RopeHadamardQuantizePlan {
         check_binding(gpu, "qkv", desc.qkv_bytes())?;
         check_binding(gpu, "rope", desc.rope_bytes())?;
         check_workgroups(gpu, "tokens_max", desc.tokens_max as u64)?;
-        Ok(Self { desc: *desc, kernel: gpu.kernel(&SHADER, &variant(desc))? })
+        let (shader, variant) = variant(desc, gpu.reproducible());
+        Ok(Self { desc: *desc, kernel: gpu.kernel(shader, &variant)? })
     }
 
     /// What it was planned for.
@@ -166,9 +176,15 @@ pub fn rope_buffer(gpu: &Gpu, table: &RopeTable) -> Result<Buffer, Error> {
     gpu.upload("rope", bytemuck::cast_slice(&rows))
 }
 
-fn variant(desc: &RopeHadamardQuantizeDesc) -> Variant {
+/// The fast kernel, or with `fused` (the functions of that name) the reproducible one.
+fn variant(desc: &RopeHadamardQuantizeDesc, fused: Option<&str>) -> (&'static Shader, Variant) {
     let KvLayout { head_dim, key, value, .. } = desc.cache;
     let block = if key.is_some() { 1_u32 << head_dim.trailing_zeros() } else { 1 };
+    let (shader, scale) = match fused {
+        // The CPU rounds the root.
+        Some(_) => (&REPRODUCIBLE, 1.0 / (block as f32).sqrt()),
+        None => (&SHADER, (1.0 / f64::from(block).sqrt()) as f32),
+    };
     // What a quantizer that is not there would do is never stored.
     let settings = |affine: Option<Affine>| {
         let affine = affine.unwrap_or(Affine { bits: 8, clip: 1.0, symmetric: false });
@@ -177,14 +193,14 @@ fn variant(desc: &RopeHadamardQuantizeDesc) -> Variant {
     };
     let ([key_levels, key_step, key_clip, key_symmetric], [value_levels, value_step, value_clip, value_symmetric]) =
         (settings(key), settings(value));
-    Variant {
-        prelude: format!("const HEAD_DIM: u32 = {head_dim}u;\n"),
+    let variant = Variant {
+        prelude: format!("{}const HEAD_DIM: u32 = {head_dim}u;\n", fused.unwrap_or_default()),
         constants: vec![
             ("INPUT_BITS", 8.0 * desc.input.bytes() as f64),
             ("KEY_BITS", f64::from(desc.cache.key_bits())),
             ("VALUE_BITS", f64::from(desc.cache.value_bits())),
             ("HADAMARD", f64::from(block)),
-            ("HADAMARD_SCALE", f64::from((1.0 / f64::from(block).sqrt()) as f32)),
+            ("HADAMARD_SCALE", f64::from(scale)),
             ("KEY_LEVELS", key_levels),
             ("KEY_STEP", key_step),
             ("KEY_CLIP", key_clip),
@@ -194,17 +210,19 @@ fn variant(desc: &RopeHadamardQuantizeDesc) -> Variant {
             ("VALUE_CLIP", value_clip),
             ("VALUE_SYMMETRIC", value_symmetric),
         ],
-    }
+    };
+    (shader, variant)
 }
 
 pub(super) fn variants() -> Vec<(&'static Shader, Variant)> {
     super::attention::layouts()
         .into_iter()
         .flat_map(|cache| {
-            [Dtype::F32, Dtype::F16].map(|input| {
+            let variants = [Dtype::F32, Dtype::F16].map(|input| {
                 let desc = RopeHadamardQuantizeDesc { heads: 2, tokens_max: 1, input, cache };
-                (&SHADER, variant(&desc))
-            })
+                [None, Some(PRELUDES[0]), Some(PRELUDES[1])].map(|fused| variant(&desc, fused))
+            });
+            variants.into_iter().flatten()
         })
         .collect()
 }
