@@ -16,17 +16,19 @@ mod pipeline;
 use duquant::checkpoint::Checkpoint;
 use duquant::eval::{PerplexityOptions, perplexity};
 use duquant::kernels::cpu::Isa;
-use duquant::kernels::wgpu::{Gpu, GpuOptions};
+use duquant::kernels::wgpu::{Arithmetic, Gpu, GpuOptions};
 use duquant::model::{Backend, GenerateOptions, Model, generate};
 use duquant::quantize::{Method, Mode, Options};
 use std::sync::Arc;
 
-/// A device of its own for a model, which shares it by reference; `None` without an adapter, as `gpu::gpu` says.
+/// A device of its own for a model, which shares it by reference, with the CPU's arithmetic; `None` without an adapter, as
+/// `gpu::gpu_with` says.
 fn backend(test: &str) -> Option<(gpu::TestGpu, Backend)> {
-    let watched = gpu::gpu(test)?;
+    let watched = gpu::gpu_with(test, Arithmetic::Reproducible)?;
     let options =
         GpuOptions { adapter: std::env::var("WGPU_ADAPTER_NAME").ok(), validation: true, ..GpuOptions::default() };
-    Some((watched, Backend::Wgpu(Arc::new(Gpu::open(&options).unwrap()))))
+    let gpu = Gpu::open(&options).unwrap().with_arithmetic(Arithmetic::Reproducible).unwrap();
+    Some((watched, Backend::Wgpu(Arc::new(gpu))))
 }
 
 /// Logits `[tokens, vocabulary]`, all tokens at once or the last ones one by one.
