@@ -64,37 +64,41 @@ fn a_tiny_model_gives_the_cpus_logits() {
     let float = pipeline::tiny(folder.path());
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 31 * i) % 256).collect();
     let base = pipeline::options();
+    // How far logits may be off, and at how many tokens at least. Codes are equal; the output head sums in another order.
+    // Weights of 8 bits are multiplied as numbers here and as integers there, so that some code behind them differs.
+    let (codes, floats) = ((2e-6, 40), (2e-5, 40));
     let choices = [
-        ("duquant", base.clone()),
-        ("hadamard", Options { mode: Mode::Hadamard, permutations: 2, ..base.clone() }),
-        ("w4a8", Options { activation_bits: 8, weight_bits: 3, ..base.clone() }),
-        ("w8a8", Options { activation_bits: 8, weight_bits: 8, kv_bits: 8, ..base.clone() }),
-        ("w4a16", Options { activation_bits: 16, ..base.clone() }),
-        ("rtn", Options::new(Method::Rtn)),
-        ("kv16", Options { kv_bits: 16, ..base }),
+        ("duquant", base.clone(), codes),
+        ("hadamard", Options { mode: Mode::Hadamard, permutations: 2, ..base.clone() }, codes),
+        ("w4a8", Options { activation_bits: 8, weight_bits: 3, ..base.clone() }, codes),
+        ("w8a8", Options { activation_bits: 8, weight_bits: 8, kv_bits: 8, ..base.clone() }, (2e-5, 2)),
+        ("w4a16", Options { activation_bits: 16, ..base.clone() }, floats),
+        ("rtn", Options::new(Method::Rtn), codes),
+        ("kv16", Options { kv_bits: 16, ..base }, codes),
     ];
     let mut models: Vec<_> = choices
         .iter()
-        .map(|(name, options)| (*name, pipeline::quantized(&float, &folder.path().join(name), options).0))
+        .map(|(name, options, bound)| {
+            (*name, pipeline::quantized(&float, &folder.path().join(name), options).0, *bound)
+        })
         .collect();
-    models.push(("float", float));
-    for (name, checkpoint) in models {
+    models.push(("float", float, floats));
+    for (name, checkpoint, (most, least)) in models {
         let cpu = Model::load_on(&checkpoint, &Backend::Cpu(Isa::best())).unwrap();
         let device = Model::load_on(&checkpoint, &backend).unwrap();
         for decoded in [0, 9] {
             let (expected, got) = (logits(&cpu, &tokens, decoded), logits(&device, &tokens, decoded));
             let rows = got.chunks(cpu.vocabulary()).zip(expected.chunks(cpu.vocabulary()));
             let errors: Vec<f32> = rows.map(|(got, expected)| relative_error(got, expected)).collect();
-            let tied = errors.iter().position(|&error| error > 1e-5).unwrap_or(errors.len());
-            println!(
-                "{name}, {decoded} decoded: {tied} of {}, worst {:?}",
-                errors.len(),
-                errors.iter().copied().fold(0.0, f32::max)
-            );
+            let equal = errors.iter().take_while(|&&error| error < most).count();
+            assert!(equal >= least, "{name}, {decoded} tokens decoded: {errors:?}");
+            assert!(errors.iter().all(|&error| error < 0.1), "{name}, {decoded} tokens decoded: {errors:?}");
         }
     }
 }
 
+/// With the CPU's arithmetic the codes of the whole model are the CPU's, so the text is too, and the losses but for the
+/// output head.
 #[test]
 fn smollm2_reads_and_writes_as_on_the_cpu() {
     let Some(path) = common::smollm2("smollm2_reads_and_writes_as_on_the_cpu") else { return };
@@ -108,7 +112,7 @@ fn smollm2_reads_and_writes_as_on_the_cpu() {
     let text = include_str!("../assets/evaluation.txt");
     let tokens = tokenizer.encode(text).unwrap();
     let prompt = tokenizer.encode("Once upon a time").unwrap();
-    let options = PerplexityOptions { window: 1024, windows: Some(2) };
+    let options = PerplexityOptions { window: 384, windows: Some(2) };
     let on = |backend: &Backend| {
         let model = Model::load_on(&checkpoint, backend).unwrap();
         let read = perplexity(&model, &tokens, &options, |_, _| ()).unwrap().perplexity;
@@ -118,6 +122,6 @@ fn smollm2_reads_and_writes_as_on_the_cpu() {
     };
     let (cpu, device) = (on(&Backend::default()), on(&backend));
     println!("perplexity {} on the CPU, {} on wgpu", cpu.0, device.0);
-    assert!((device.0 / cpu.0 - 1.0).abs() < 1e-3, "perplexity {} on the CPU, {} on wgpu", cpu.0, device.0);
+    assert!((device.0 / cpu.0 - 1.0).abs() < 1e-5, "perplexity {} on the CPU, {} on wgpu", cpu.0, device.0);
     assert_eq!(device.1, cpu.1, "greedy tokens");
 }
