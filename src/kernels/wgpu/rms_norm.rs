@@ -145,7 +145,8 @@ impl BoundRmsNorm {
     }
 }
 
-/// SwiGLU's product: `out = silu(gate) * up` with `silu(x) = x / (1 + e^-x)`, in `f32`.
+/// SwiGLU's product: `out = silu(gate) * up` with `silu(x) = x / (1 + e^-x)`, in `f32`; with the CPU's exponential where the
+/// device is asked for [`Arithmetic::Reproducible`](super::Arithmetic).
 #[derive(Debug)]
 pub struct SiluMulPlan {
     desc: RowsDesc,
