@@ -1,13 +1,14 @@
 //! Device time of `rope_hadamard_quantize` and attention on the first wgpu adapter (or the one that `WGPU_ADAPTER_NAME`
 //! names): prefill and decode over caches of 4 bits, f16 and f32, at the shapes of SmolLM2-135M and LLaMA-3 8B. One line of
-//! JSON a case, with medians over the runs. `cargo bench --bench wgpu_attention`.
+//! JSON a case, with medians over the runs. `cargo bench --bench wgpu_attention`; with `-- reproducible` the kernels that give
+//! the CPU's bits, with `-- smollm2` or `-- llama` one model's.
 #![allow(clippy::print_stdout, reason = "a bench reports this way")]
 
 use duquant::kernels::Affine;
 use duquant::kernels::cpu::{RopeStretch, RopeTable, rope_inverse_frequencies};
 use duquant::kernels::wgpu::{
-    AttentionDesc, AttentionOperands, AttentionPlan, Dtype, Error, Gpu, GpuOptions, KvCache, KvLayout, Recorder,
-    RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, Timer, rope_buffer,
+    Arithmetic, AttentionDesc, AttentionOperands, AttentionPlan, Dtype, Error, Gpu, GpuOptions, KvCache, KvLayout,
+    Recorder, RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, Timer, rope_buffer,
 };
 use std::collections::BTreeMap;
 
@@ -89,9 +90,10 @@ fn run(gpu: &Gpu, case: &Case) -> Result<(), Error> {
         })
         .collect();
     println!(
-        "{{\"adapter\":{:?},\"model\":\"{model}\",\"heads\":{heads},\"kv_heads\":{kv_heads},\"head_dim\":{head_dim},\
+        "{{\"adapter\":{:?},\"arithmetic\":\"{:?}\",\"model\":\"{model}\",\"heads\":{heads},\"kv_heads\":{kv_heads},\"head_dim\":{head_dim},\
          \"cache\":\"{}\",\"tokens\":{tokens},\"context\":{capacity},\"runs\":{RUNS},\"median_us\":{{{}}}}}",
         gpu.info().name,
+        gpu.arithmetic(),
         case.cache,
         medians.join(",")
     );
@@ -99,8 +101,16 @@ fn run(gpu: &Gpu, case: &Case) -> Result<(), Error> {
 }
 
 fn main() -> Result<(), Error> {
-    let gpu = Gpu::open(&GpuOptions { adapter: std::env::var("WGPU_ADAPTER_NAME").ok(), ..GpuOptions::default() })?;
+    let words: Vec<String> = std::env::args().map(|word| word.to_lowercase()).collect();
+    let has = |word: &str| words.iter().any(|w| w == word);
+    let options = GpuOptions { adapter: std::env::var("WGPU_ADAPTER_NAME").ok(), ..GpuOptions::default() };
+    let arithmetic = if has("reproducible") { Arithmetic::Reproducible } else { Arithmetic::Fast };
+    let gpu = Gpu::open(&options)?.with_arithmetic(arithmetic)?;
     for (model, heads, kv_heads, head_dim) in [("SmolLM2-135M", 9, 3, 64), ("LLaMA-3 8B", 32, 8, 128)] {
+        let other = if heads == 9 { "llama" } else { "smollm2" };
+        if has(other) {
+            continue;
+        }
         for cache in ["u4", "f16", "f32"] {
             for (tokens, position) in [(512, 0), (1, 511), (1, 2047)] {
                 run(&gpu, &Case { model, heads, kv_heads, head_dim, cache, tokens, position })?;

@@ -191,7 +191,8 @@ fn attention_reproducible(
                 var chain = acc[i] * shrinks[r];
                 for (var key = max(start, seen[r]); key < last; key++) {
                     let weight = scores[r * KEYS + key - start];
-                    chain = fused4_short(vec4(weight), value_quad(cache + key, quad), chain);
+                    let value = value_quad(cache + key, quad);
+                    chain = fused4_sticky(vec4(weight), value, chain);
                 }
                 acc[i] = chain;
             }

@@ -18,34 +18,24 @@ pub enum Arithmetic {
     Reproducible,
 }
 
-/// WGSL's `fused(a, b, c)` and, on four numbers, `fused4`: `a b + c`, rounded once. `fused4_short` is the same for factors
-/// whose product has few bits, of which many are ties.
+/// WGSL's `fused(a, b, c)` and, on four numbers, `fused4`: `a b + c`, rounded once. `fused4_sticky` is the same where
+/// `c` may be far below the product: products of few bits are often ties, which the smallest `c` decides.
 const NATIVE: &str = "\
 fn fused(a: f32, b: f32, c: f32) -> f32 { return fma(a, b, c); }
 fn fused4(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> { return fma(a, b, c); }
-fn fused4_short(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> { return fma(a, b, c); }
+fn fused4_sticky(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> { return fma(a, b, c); }
 ";
-/// The product of two `f32` is exact in `f64`; the sum may be rounded, and then to a tie that it is none. Where it is one,
-/// `fused4_short` looks at what was lost. A compiler may cancel `(a + b) - a`, so it starts from the rounded result: the larger
-/// operand's distance to it is exact, the tie's distance too, and the sign of their difference with the smaller operand is.
+/// The product of two `f32` is exact in `f64`; a sum with a far smaller number loses that number, which matters to a tie alone.
+/// `fused4_sticky` puts one of the same sign in its place that is not lost and yet below the last of the product's 48 bits.
 const EMULATED: &str = "\
 fn fused(a: f32, b: f32, c: f32) -> f32 { return f32(f64(a) * f64(b) + f64(c)); }
 fn fused4(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> {
     return vec4<f32>(vec4<f64>(a) * vec4<f64>(b) + vec4<f64>(c));
 }
-fn fused4_short(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> {
-    let product = vec4<f64>(a) * vec4<f64>(b);
-    let addend = vec4<f64>(c);
-    let sum = product + addend;
-    let near = vec4<f32>(sum);
-    let off = sum - vec4<f64>(near);
-    let other = vec4<f32>(sum + off * 0.5lf);
-    let tie = vec4<f64>(other) - sum == off;
-    let swap = abs(product) < abs(addend);
-    let large = select(product, addend, swap);
-    let small = select(addend, product, swap);
-    let lost = (large - vec4<f64>(near) - off) + small;
-    return select(near, other, tie & (lost * off > vec4<f64>(0.0lf)));
+fn fused4_sticky(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> {
+    let least = abs(a) * (abs(b) * 0x1p-50);
+    let small = (abs(c) < least) & (c != vec4(0.0));
+    return fused4(a, b, select(c, select(least, -least, c < vec4(0.0)), small));
 }
 ";
 

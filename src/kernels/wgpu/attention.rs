@@ -65,8 +65,8 @@ pub struct AttentionDesc {
 /// the same call that come before it.
 ///
 /// On a device that computes as the CPU does ([`super::Arithmetic::Reproducible`]), the output in `f32` is what
-/// [`crate::kernels::cpu::attention`] gives, bit for bit, as long as no weight that counts is below `2^-53` of the next one:
-/// multiply-adds out of `f64` round such a pair twice.
+/// [`crate::kernels::cpu::attention()`] gives, bit for bit. Exceptions are weights that fall below `2^-126`, which many devices
+/// take for 0, and NaN or infinity in a floating-point cache: here they reach no query that does not see them.
 #[derive(Debug, Clone)]
 pub struct AttentionPlan {
     desc: AttentionDesc,

@@ -45,7 +45,7 @@ pub struct RopeHadamardQuantizeDesc {
 /// attention to it is NaN, other tokens and heads are untouched. Without a quantizer it is stored as it is.
 ///
 /// On a device that computes as the CPU does ([`super::Arithmetic::Reproducible`]), all that is stored in codes or `f32` is
-/// what [`crate::kernels::cpu::rope_hadamard_quantize`] stores, bit for bit.
+/// what [`crate::kernels::cpu::rope_hadamard_quantize()`] stores, bit for bit.
 #[derive(Debug, Clone)]
 pub struct RopeHadamardQuantizePlan {
     desc: RopeHadamardQuantizeDesc,
