@@ -16,7 +16,7 @@ mod pipeline;
 use duquant::checkpoint::Checkpoint;
 use duquant::eval::{PerplexityOptions, perplexity};
 use duquant::kernels::cpu::Isa;
-use duquant::kernels::wgpu::{Arithmetic, Gpu, GpuOptions};
+use duquant::kernels::wgpu::{Arithmetic, Dtype, Gpu, GpuOptions};
 use duquant::model::{Backend, GenerateOptions, Model, generate};
 use duquant::quantize::{Method, Mode, Options};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn backend(test: &str) -> Option<(gpu::TestGpu, Backend)> {
     let options =
         GpuOptions { adapter: std::env::var("WGPU_ADAPTER_NAME").ok(), validation: true, ..GpuOptions::default() };
     let gpu = Gpu::open(&options).unwrap().with_arithmetic(Arithmetic::Reproducible).unwrap();
-    Some((watched, Backend::Wgpu(Arc::new(gpu))))
+    Some((watched, Backend::Wgpu { gpu: Arc::new(gpu), float: Dtype::F32 }))
 }
 
 /// Logits `[tokens, vocabulary]`, all tokens at once or the last ones one by one.
@@ -95,6 +95,25 @@ fn a_tiny_model_gives_the_cpus_logits() {
             assert!(errors.iter().all(|&error| error < 0.1), "{name}, {decoded} tokens decoded: {errors:?}");
         }
     }
+}
+
+/// The half-precision baseline: weights, keys and values rounded to 11 bits.
+#[test]
+fn a_tiny_model_in_half_precision_is_near() {
+    let Some((_watched, backend)) = backend("a_tiny_model_in_half_precision_is_near") else { return };
+    let Backend::Wgpu { gpu, .. } = backend else { panic!("a device") };
+    if !gpu.has_f16() {
+        println!("skipped: {} has no half precision", gpu.info().name);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let float = pipeline::tiny(folder.path());
+    let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 31 * i) % 256).collect();
+    let cpu = Model::load_on(&float, &Backend::Cpu(Isa::best())).unwrap();
+    let device = Model::load_on(&float, &Backend::Wgpu { gpu, float: Dtype::F16 }).unwrap();
+    assert!(device.layer_bytes() < cpu.layer_bytes() * 6 / 10);
+    let error = relative_error(&logits(&device, &tokens, 9), &logits(&cpu, &tokens, 9));
+    assert!(error > 0.0 && error < 1e-2, "{error}");
 }
 
 /// With the CPU's arithmetic the codes of the whole model are the CPU's, so the text is too, and the losses but for the

@@ -3,7 +3,7 @@
 use super::console::Console;
 use crate::kernels::cpu::Isa;
 #[cfg(feature = "wgpu")]
-use crate::kernels::wgpu::{Arithmetic, Gpu, GpuOptions};
+use crate::kernels::wgpu::{Arithmetic, Dtype, Gpu, GpuOptions};
 use crate::model::Backend;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -24,6 +24,17 @@ pub(super) struct BackendArgs {
     #[cfg(feature = "wgpu")]
     #[arg(long, value_enum)]
     arithmetic: Option<ArithmeticName>,
+    /// Type of weights, keys and values that are not quantized, with --backend wgpu
+    #[cfg(feature = "wgpu")]
+    #[arg(long, value_enum, default_value_t = FloatName::F32)]
+    float: FloatName,
+}
+
+#[cfg(feature = "wgpu")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FloatName {
+    F32,
+    F16,
 }
 
 #[cfg(feature = "wgpu")]
@@ -63,7 +74,8 @@ impl BackendArgs {
                     None if software => Arithmetic::Reproducible,
                     None => Arithmetic::Fast,
                 };
-                Ok(Backend::Wgpu(Arc::new(gpu.with_arithmetic(arithmetic)?)))
+                let float = if self.float == FloatName::F16 { Dtype::F16 } else { Dtype::F32 };
+                Ok(Backend::Wgpu { gpu: Arc::new(gpu.with_arithmetic(arithmetic)?), float })
             }
         }
     }
@@ -74,7 +86,7 @@ pub(super) fn keep_kernels(backend: &Backend, console: &Console) {
     let kept: Result<(), String> = match backend {
         Backend::Cpu(_) => Ok(()),
         #[cfg(feature = "wgpu")]
-        Backend::Wgpu(gpu) => gpu.save_pipelines().map_err(|fault| fault.to_string()),
+        Backend::Wgpu { gpu, .. } => gpu.save_pipelines().map_err(|fault| fault.to_string()),
     };
     if let Err(fault) = kept {
         console.note(fault);
@@ -86,7 +98,7 @@ pub(super) fn names(backend: &Backend) -> (&'static str, String) {
     match backend {
         Backend::Cpu(isa) => ("cpu", isa.name().to_owned()),
         #[cfg(feature = "wgpu")]
-        Backend::Wgpu(gpu) => {
+        Backend::Wgpu { gpu, .. } => {
             ("wgpu", format!("{}, {} {}", gpu.info().name, gpu.info().driver, gpu.info().driver_info))
         }
     }

@@ -49,9 +49,15 @@ impl KvQuantizer {
 pub enum Backend {
     /// This machine's processor, with an instruction set that it has.
     Cpu(Isa),
-    /// A device that wgpu reaches. Models share it by reference.
+    /// A device that wgpu reaches.
     #[cfg(feature = "wgpu")]
-    Wgpu(Arc<crate::kernels::wgpu::Gpu>),
+    Wgpu {
+        /// Models share it by reference.
+        gpu: Arc<crate::kernels::wgpu::Gpu>,
+        /// Type of weights, keys and values that are not quantized: the baseline that W4A4 is compared with. Sums are in
+        /// single precision with either.
+        float: crate::kernels::wgpu::Dtype,
+    },
 }
 
 impl Default for Backend {
@@ -94,7 +100,7 @@ impl Model {
         let engine = match backend {
             Backend::Cpu(isa) => Engine::Cpu(cpu::Model::load(checkpoint, *isa)?),
             #[cfg(feature = "wgpu")]
-            Backend::Wgpu(gpu) => Engine::Wgpu(wgpu::Model::load(checkpoint, Arc::clone(gpu))?),
+            Backend::Wgpu { gpu, float } => Engine::Wgpu(wgpu::Model::load(checkpoint, Arc::clone(gpu), *float)?),
         };
         Ok(Self { config, vocabulary, engine })
     }

@@ -42,13 +42,15 @@ enum BoundCompute {
 }
 
 impl Group {
-    /// Packs the weights for calls of up to `m_max` tokens. With `accumulate`, `y` is added to.
+    /// Packs the weights for calls of up to `m_max` tokens, those that are not quantized as `float`. With `accumulate`, `y` is
+    /// added to.
     pub(super) fn load(
         gpu: &Gpu,
         group: LinearGroup,
         source: TokenSource,
         accumulate: bool,
         m_max: usize,
+        float: Dtype,
         place: &str,
     ) -> Result<Self, Error> {
         let at = || place.to_owned();
@@ -78,7 +80,7 @@ impl Group {
                 Compute::Integer { plan, weights }
             }
             _ => {
-                let (x, weight, out) = (Dtype::F32, Dtype::F32, Dtype::F32);
+                let (x, weight, out) = (Dtype::F32, float, Dtype::F32);
                 let desc = GemmFloatDesc { m_max, n, k, x, weight, out, bias: bias.is_some(), accumulate };
                 let plan = GemmFloatPlan::plan(gpu, &desc).at(at)?;
                 let values: Vec<(usize, Vec<f32>)> = linears.into_iter().map(|linear| values(linear.weight)).collect();

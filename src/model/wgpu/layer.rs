@@ -5,7 +5,7 @@ use super::group::{BoundGroup, Group};
 use super::scratch::Scratch;
 use crate::checkpoint::{Config, Group as Name, LayerWeights};
 use crate::kernels::wgpu::{
-    AttentionOperands, AttentionPlan, BoundAttention, BoundRopeHadamardQuantize, Gpu, KvCache, Recorder,
+    AttentionOperands, AttentionPlan, BoundAttention, BoundRopeHadamardQuantize, Dtype, Gpu, KvCache, Recorder,
     RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, SourceBinding, TokenSource,
 };
 use ::wgpu::{Buffer, BufferBinding};
@@ -34,13 +34,15 @@ pub(super) struct BoundLayer {
 }
 
 impl Layer {
-    /// Checks `weights` against `config` and packs them for chunks of up to `m_max` tokens.
+    /// Checks `weights` against `config` and packs them for chunks of up to `m_max` tokens; `float` is the type of those
+    /// that are not quantized.
     pub(super) fn load(
         gpu: &Gpu,
         weights: LayerWeights,
         config: &Config,
         index: usize,
         m_max: usize,
+        float: Dtype,
     ) -> Result<Self, Error> {
         let (hidden, queries) = (config.hidden, config.heads * config.head_dim);
         let keys = config.kv_heads * config.head_dim;
@@ -55,7 +57,7 @@ impl Layer {
         let mut loaded = Vec::with_capacity(4);
         for ((name, group), (source, accumulate, k, n)) in Name::ALL.into_iter().zip(groups).zip(roles) {
             let place = format!("layer {index}, {}", name.name());
-            let group = Group::load(gpu, group, source, accumulate, m_max, &place)?;
+            let group = Group::load(gpu, group, source, accumulate, m_max, float, &place)?;
             check_shape(&place, (n, k), (group.n(), group.k()))?;
             loaded.push(group);
         }

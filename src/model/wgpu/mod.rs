@@ -11,7 +11,7 @@ pub(super) use state::State;
 use super::error::{At, Error};
 use super::{CHUNK, KvQuantizer};
 use crate::checkpoint::{Checkpoint, Config};
-use crate::kernels::wgpu::{Gpu, Recorder};
+use crate::kernels::wgpu::{Dtype, Gpu, Recorder};
 use ::wgpu::Buffer;
 use layer::Layer;
 use std::ops::Range;
@@ -23,23 +23,25 @@ pub(super) struct Model {
     gpu: Arc<Gpu>,
     config: Config,
     kv: KvQuantizer,
+    /// Of weights, keys and values that are not quantized.
+    float: Dtype,
     layers: Vec<Layer>,
     final_norm: Buffer,
     tables: Tables,
 }
 
 impl Model {
-    pub(super) fn load(checkpoint: &Checkpoint, gpu: Arc<Gpu>) -> Result<Self, Error> {
+    pub(super) fn load(checkpoint: &Checkpoint, gpu: Arc<Gpu>, float: Dtype) -> Result<Self, Error> {
         let config = checkpoint.config().clone();
         let layers = (0..config.layers)
-            .map(|index| Layer::load(&gpu, checkpoint.layer(index)?, &config, index, CHUNK))
+            .map(|index| Layer::load(&gpu, checkpoint.layer(index)?, &config, index, CHUNK, float))
             .collect::<Result<_, Error>>()?;
         let final_norm = checkpoint.final_norm()?;
         let final_norm = gpu.upload("final norm", bytemuck::cast_slice(&final_norm)).at(|| "final norm".into())?;
         let tables = Tables::load(&gpu, checkpoint, CHUNK)?;
         // Everything is on its way; a device that has no room says so here and not in the first forward.
         gpu.submit(gpu.encoder()).and_then(|()| gpu.wait()).at(|| "loading the model".into())?;
-        Ok(Self { kv: KvQuantizer::of(checkpoint), layers, final_norm, tables, config, gpu })
+        Ok(Self { kv: KvQuantizer::of(checkpoint), float, layers, final_norm, tables, config, gpu })
     }
 
     pub(super) fn layer_bytes(&self) -> usize {

@@ -31,7 +31,7 @@ pub(in crate::model) struct State {
 
 impl State {
     pub(super) fn new(model: &Model, capacity: usize) -> Result<Self, Error> {
-        let Model { gpu, config, kv, layers, final_norm, tables } = model;
+        let Model { gpu, config, kv, float, layers, final_norm, tables } = model;
         let (gpu, room) = (gpu.as_ref(), capacity.max(1));
         let at = || "sequence".to_owned();
         let cache = KvLayout {
@@ -40,7 +40,7 @@ impl State {
             capacity: room,
             key: kv.key,
             value: kv.value,
-            float: Dtype::F32,
+            float: *float,
         };
         let (heads, tokens_max, window) = (config.heads, CHUNK.min(room), config.sliding_window);
         let desc = RopeHadamardQuantizeDesc { heads, tokens_max, input: Dtype::F32, cache };
