@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The transform of one rotation: blocks of 64 channels by the normalised Sylvester Hadamard.
 fn hadamard() -> Transform {
     let entry = 1.0 / (BLOCK as f32).sqrt();
-    let sign = |i: usize| if (i / BLOCK & i % BLOCK).count_ones() % 2 == 0 { entry } else { -entry };
+    let sign = |i: usize| if ((i / BLOCK) & (i % BLOCK)).count_ones().is_multiple_of(2) { entry } else { -entry };
     let rotations = (0..BLOCK * BLOCK).map(sign).collect();
     Transform { channels: K, block: BLOCK, rotations, hadamard: true, ..Transform::default() }
 }
