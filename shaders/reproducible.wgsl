@@ -22,7 +22,7 @@ fn exp_reproducible(x: vec4<f32>) -> vec4<f32> {
 }
 
 // x / (1 + e^-x).
-fn silu_reproducible(x: vec4<f32>) -> vec4<f32> {
+fn silu(x: vec4<f32>) -> vec4<f32> {
     return x / (1.0 + exp_reproducible(0.0 - x));
 }
 

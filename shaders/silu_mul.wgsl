@@ -1,4 +1,5 @@
-// SwiGLU's product: out = silu(gate) * up with silu(x) = x / (1 + e^-x). `Value` and `Out` come from the prelude.
+// SwiGLU's product: out = silu(gate) * up with silu(x) = x / (1 + e^-x). `Value` and `Out` come from the prelude,
+// `silu` from silu.wgsl or reproducible.wgsl.
 
 override WORKGROUP: u32 = 64u;
 
@@ -21,11 +22,8 @@ fn silu_mul(
     for (var t = workgroup.x; t < p.tokens; t += grid.x) {
         for (var i = lid; i < p.channels; i += WORKGROUP) {
             let at = 2u * t * p.channels + i;
-            let gate = f32(gate_up[at]);
-            // The exponential of a number <= 0 never overflows.
-            let e = exp(-abs(gate));
-            let silu = gate * select(e, 1.0, gate > 0.0) / (1.0 + e);
-            out[t * p.channels + i] = Out(silu * f32(gate_up[at + p.channels]));
+            let gate = silu(vec4(f32(gate_up[at]))).x;
+            out[t * p.channels + i] = Out(gate * f32(gate_up[at + p.channels]));
         }
     }
 }

@@ -3,10 +3,6 @@
 // Sums of squares in 16 interleaved chains: quad i, i + 4, i + 8, .. in lanes 4 i to 4 i + 3.
 var<workgroup> squares: array<vec4<f32>, 4>;
 
-fn silu(x: vec4<f32>) -> vec4<f32> {
-    return silu_reproducible(x);
-}
-
 // 1 / sqrt(mean(x^2) + epsilon) of token t, for all invocations.
 fn norm_factor(t: u32, lid: u32) -> f32 {
     for (var chains = lid; chains < 4u; chains += WORKGROUP) {

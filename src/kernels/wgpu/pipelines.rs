@@ -83,7 +83,8 @@ pub(super) struct Bound {
     pub(super) group: BindGroup,
 }
 
-type Key = (&'static str, String, Vec<(&'static str, u64)>);
+/// The shader by its address, since several share a name; the prelude; the constants' bits.
+type Key = (usize, String, Vec<(&'static str, u64)>);
 
 /// All kernels compiled so far.
 pub(super) struct Pipelines {
@@ -130,7 +131,7 @@ impl Gpu {
     /// The kernel of `shader` and `variant`, compiled on first use.
     pub(super) fn kernel(&self, shader: &'static Shader, variant: &Variant) -> Result<Arc<Kernel>, Error> {
         let bits = variant.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let key = (shader.name, variant.prelude.clone(), bits);
+        let key = (std::ptr::from_ref(shader).addr(), variant.prelude.clone(), bits);
         let pipelines = self.pipelines();
         if let Some(kernel) = pipelines.kernels.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(Arc::clone(kernel));

@@ -17,7 +17,7 @@ static RMS_NORM: Shader = Shader {
 };
 static SILU_MUL: Shader = Shader {
     name: "silu_mul",
-    sources: &[include_str!("../../../shaders/silu_mul.wgsl")],
+    sources: &[include_str!("../../../shaders/silu.wgsl"), include_str!("../../../shaders/silu_mul.wgsl")],
     bindings: &[Access::Read, Access::Write],
     immediates: 8,
 };
@@ -30,10 +30,7 @@ static RMS_NORM_REPRODUCIBLE: Shader = Shader {
     ..RMS_NORM
 };
 static SILU_MUL_REPRODUCIBLE: Shader = Shader {
-    sources: &[
-        include_str!("../../../shaders/reproducible.wgsl"),
-        include_str!("../../../shaders/silu_mul_reproducible.wgsl"),
-    ],
+    sources: &[include_str!("../../../shaders/reproducible.wgsl"), include_str!("../../../shaders/silu_mul.wgsl")],
     ..SILU_MUL
 };
 

@@ -218,20 +218,6 @@ fn hundreds_of_steps_stay_orthogonal_in_single_precision() {
     }
 }
 
-/// How long a search takes: `cargo test --lib time_of_a_search -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, not a check"]
-fn time_of_a_search() {
-    for (rows, block) in [(4096 * 576 / 64, 64), (4096 * 1536 / 128, 128)] {
-        let x = activations(rows, block, false, 1);
-        let pool = RotationPool::new(RotationKind::Paper, block, 256, 0).unwrap();
-        let start = std::time::Instant::now();
-        let found = search(&x, &pool, &options(RotationKind::Paper, 256)).unwrap();
-        let share = found.computed as f64 / (257 * rows) as f64;
-        println!("{rows} x {block}: {:?}, {:.2}% of the rows in floating point", start.elapsed(), 100.0 * share);
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

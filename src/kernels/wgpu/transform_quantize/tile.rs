@@ -16,7 +16,8 @@ const DENSE: &str = include_str!("../../../../shaders/rotate_dense.wgsl");
 const HADAMARD: &str = include_str!("../../../../shaders/rotate_hadamard.wgsl");
 const QUANTIZE: &str = include_str!("../../../../shaders/transform_quantize.wgsl");
 const FLOAT: &str = include_str!("../../../../shaders/transform_float.wgsl");
-const FAST: &str = include_str!("../../../../shaders/transform_fast.wgsl");
+const FAST: &str =
+    concat!(include_str!("../../../../shaders/silu.wgsl"), include_str!("../../../../shaders/transform_fast.wgsl"));
 const REPRODUCIBLE: &str = concat!(
     include_str!("../../../../shaders/reproducible.wgsl"),
     include_str!("../../../../shaders/transform_reproducible.wgsl")
@@ -51,8 +52,8 @@ const fn float(sources: [&'static [&'static str]; 2]) -> [Shader; 2] {
     both("transform_float", FLOAT_BINDINGS, sources)
 }
 
-// Each is fast and, second, reproducible. Kernels of one target share an entry point; their preludes and constants tell their pipelines apart. Without a rotation
-// any K will do, and K that is no multiple of 4 reads one number at a time.
+// Each is fast and, second, reproducible. Without a rotation any K will do, and K that is no multiple of 4 reads one number at
+// a time.
 static QUANTIZE_DENSE: [Shader; 2] =
     quantize([&[TOKENS, FAST, QUADS, DENSE, QUANTIZE], &[TOKENS, REPRODUCIBLE, QUADS, DENSE, QUANTIZE]]);
 static QUANTIZE_HADAMARD: [Shader; 2] =
