@@ -26,6 +26,7 @@ mod tokens;
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct};
+pub use driver::{Driver, Event, Graph, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use kernel::{Define, Kernel, SOURCES, Source};

@@ -1,7 +1,7 @@
 //! NVIDIA's run-time compiler: sources in, machine code for one architecture out.
 
 use super::library::{Name, candidates, candidates_at, functions};
-use super::{Arch, Error, Kernel, SOURCES};
+use super::{Arch, Error, Kernel, SOURCES, driver};
 use cudarc::nvrtc::sys;
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
@@ -56,7 +56,7 @@ impl Compiler {
         let compiler =
             COMPILER.get_or_init(|| match std::env::var_os("DUQUANT_NVRTC").filter(|path| !path.is_empty()) {
                 Some(path) => Self::at(path.as_ref()),
-                None => Self::of(NAME.open(&candidates("nvrtc", "cuda_nvrtc", &majors()), Nvrtc::of)?),
+                None => Self::of(NAME.open(&candidates("nvrtc", "cuda_nvrtc", &driver::majors()), Nvrtc::of)?),
             });
         compiler.as_ref().map_err(Clone::clone)
     }
@@ -66,7 +66,7 @@ impl Compiler {
     /// # Errors
     /// [`Error::Library`].
     pub fn at(path: &Path) -> Result<Self, Error> {
-        Self::of(NAME.open(&candidates_at(path, "nvrtc", &majors()), Nvrtc::of)?)
+        Self::of(NAME.open(&candidates_at(path, "nvrtc", &driver::majors()), Nvrtc::of)?)
     }
 
     fn of(nvrtc: Nvrtc) -> Result<Self, Error> {
@@ -153,11 +153,6 @@ impl Compiler {
         }
         program.cubin()
     }
-}
-
-/// The CUDA versions to look for: the driver's, if there is one, before the others.
-fn majors() -> [u32; 2] {
-    if super::driver::installed_version().is_some_and(|version| version < 13_000) { [12, 13] } else { [13, 12] }
 }
 
 /// C strings with an array of pointers to them.
