@@ -35,6 +35,8 @@ impl Graph {
             return unsupported("stream", "one of its own, for capture", "the legacy default").map_err(E::from);
         }
         let context = &driver.context;
+        // Current until the end, so that nothing stands in the way of ending the capture.
+        let _current = context.enter()?;
         let capture = Capture::begin(context, stream)?;
         let enqueued = enqueue();
         let graph = capture.end();
@@ -45,7 +47,6 @@ impl Graph {
 
     fn instantiate(context: &Arc<Context>, graph: &Recorded<'_>) -> Result<Self, Error> {
         let mut executable = std::ptr::null_mut();
-        let _current = context.enter()?;
         // SAFETY: a handle to write to; the graph is alive until after this call.
         let code = unsafe { context.api.cuGraphInstantiateWithFlags(&raw mut executable, graph.handle, 0) };
         context.check("cuGraphInstantiate", code)?;
@@ -101,7 +102,6 @@ struct Capture<'a> {
 
 impl<'a> Capture<'a> {
     fn begin(context: &'a Context, stream: Stream) -> Result<Self, Error> {
-        let _current = context.enter()?;
         // Other threads may allocate meanwhile; this one may not.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is as its owner says.
@@ -116,7 +116,6 @@ impl<'a> Capture<'a> {
     }
 
     fn stop(&self) -> Result<Recorded<'a>, Error> {
-        let _current = self.context.enter()?;
         let mut recorded = Recorded { context: self.context, handle: std::ptr::null_mut() };
         // SAFETY: the stream records since `begin`; a handle to write to, null where the capture is spoilt.
         let code = unsafe { self.context.api.cuStreamEndCapture(raw(self.stream), &raw mut recorded.handle) };

@@ -46,11 +46,7 @@ impl Pool {
         // SAFETY: an address to write to; the stream is this pool's.
         let code = unsafe {
             match &self.stream {
-                // Allocated in the order of its own stream, and waited for: then it is there for all streams.
-                Some(stream) => match api.cuMemAllocAsync(&raw mut address, size, stream.handle()) {
-                    0 => api.cuStreamSynchronize(stream.handle()),
-                    code => code,
-                },
+                Some(stream) => api.cuMemAllocAsync(&raw mut address, size, stream.handle()),
                 None => api.cuMemAlloc_v2(&raw mut address, size),
             }
         };
@@ -58,6 +54,16 @@ impl Pool {
             return Err(exhausted());
         }
         api.check(format!("allocating {bytes} bytes for {what}"), code)?;
+        if let Some(stream) = &self.stream {
+            // Allocated in the order of its own stream; once that is waited for, it is there for all streams.
+            // SAFETY: the stream is this pool's.
+            let code = unsafe { api.cuStreamSynchronize(stream.handle()) };
+            if let Err(error) = api.check(format!("waiting for {bytes} bytes for {what}"), code) {
+                // SAFETY: nobody else has the address.
+                let _ = unsafe { api.cuMemFreeAsync(address, stream.handle()) };
+                return Err(error);
+            }
+        }
         let now = self.current.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(now, Ordering::Relaxed);
         Ok(address)
