@@ -67,7 +67,7 @@ mod tokens;
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct};
-pub use driver::{Driver, Event, Graph, MemoryUse, OwnedStream};
+pub use driver::{Driver, Event, Graph, IntegerProduct, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use kernel::{Define, Kernel, SOURCES, Source};

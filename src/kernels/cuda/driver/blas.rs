@@ -1,5 +1,6 @@
 use super::super::checks::unsupported;
 use super::super::{Address, Dtype, Error, MatrixProduct, Stream};
+use super::IntegerProduct;
 use super::context::Context;
 use super::cublaslt::{Lt, Object, check};
 use super::memory::Pool;
@@ -43,12 +44,52 @@ struct Products {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     shape: [usize; 3],
-    input: Dtype,
-    output: Dtype,
+    input: Element,
+    output: Element,
     biased: bool,
     accumulate: bool,
     /// Powers of two that divide the addresses of the weight, `x` and `y`.
     alignments: [u32; 3],
+}
+
+/// What operands are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Element {
+    F32,
+    F16,
+    Bf16,
+    I8,
+    I32,
+}
+
+impl From<Dtype> for Element {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl Element {
+    fn cuda(self) -> cudaDataType {
+        match self {
+            Self::F32 => cudaDataType::CUDA_R_32F,
+            Self::F16 => cudaDataType::CUDA_R_16F,
+            Self::Bf16 => cudaDataType::CUDA_R_16BF,
+            Self::I8 => cudaDataType::CUDA_R_8I,
+            Self::I32 => cudaDataType::CUDA_R_32I,
+        }
+    }
+}
+
+/// Where the operands of a product are.
+struct Addresses {
+    x: Address,
+    weight: Address,
+    y: Address,
+    bias: Option<Address>,
 }
 
 struct Chosen {
@@ -90,15 +131,43 @@ impl Blas {
     /// The operands must be as large as the shape says until the product has run.
     pub(super) unsafe fn product(&self, stream: Stream, product: &MatrixProduct) -> Result<(), Error> {
         let MatrixProduct { tokens, n, k, input, output, x, weight, bias, y, accumulate } = *product;
-        if k == 0 {
-            return unsupported("k", "at least 1", k);
-        }
         if output != input && output != Dtype::F32 {
             return unsupported("output", format!("{input:?} or F32"), format!("{output:?}"));
         }
+        let (shape, input, output) = ([tokens, n, k], input.into(), output.into());
+        let addresses = Addresses { x, weight, y, bias };
+        // SAFETY: the caller's.
+        unsafe { self.run(stream, shape, [input, output], accumulate, &addresses) }
+    }
+
+    /// Enqueues a product of signed 8-bit integers in 32-bit ones.
+    ///
+    /// # Safety
+    /// As [`Blas::product`].
+    pub(super) unsafe fn integer_product(&self, stream: Stream, product: &IntegerProduct) -> Result<(), Error> {
+        let IntegerProduct { tokens, n, k, x, weight, y } = *product;
+        let addresses = Addresses { x, weight, y, bias: None };
+        // SAFETY: the caller's.
+        unsafe { self.run(stream, [tokens, n, k], [Element::I8, Element::I32], false, &addresses) }
+    }
+
+    /// # Safety
+    /// As [`Blas::product`].
+    unsafe fn run(
+        &self,
+        stream: Stream,
+        shape: [usize; 3],
+        [input, output]: [Element; 2],
+        accumulate: bool,
+        &Addresses { x, weight, y, bias }: &Addresses,
+    ) -> Result<(), Error> {
+        let [.., k] = shape;
+        if k == 0 {
+            return unsupported("k", "at least 1", k);
+        }
         let _current = self.context.enter()?;
         let alignments = [weight, x, y].map(|at| 1_u32 << at.trailing_zeros().min(8));
-        let key = Key { shape: [tokens, n, k], input, output, biased: bias.is_some(), accumulate, alignments };
+        let key = Key { shape, input, output, biased: bias.is_some(), accumulate, alignments };
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
         let Products { chosen, workspaces } = &mut *products;
         let workspace = match workspaces.get(&(stream.raw() as usize)) {
@@ -116,7 +185,9 @@ impl Blas {
         if let Some(bias) = bias {
             self.set(&chosen.desc, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let (one, beta) = (1.0_f32, if accumulate { 1.0_f32 } else { 0.0 });
+        // Factors are of the type that sums have; the bits of an integer 1 are those of a number that is none.
+        let one = if input == Element::I8 { 1 } else { 1.0_f32.to_bits() };
+        let beta = if accumulate { one } else { 0 };
         // SAFETY: the descriptors are those of the shape and are changed by nobody meanwhile; the caller vouches for the operands.
         let status = unsafe {
             self.lt.cublasLtMatmul(
@@ -145,10 +216,13 @@ impl Blas {
     fn choose(&self, key: &Key) -> Result<Chosen, Error> {
         let lt = &self.lt;
         let [tokens, n, k] = key.shape.map(|extent| extent as u64);
+        let (compute, scale) = match key.input {
+            Element::I8 => (sys::cublasComputeType_t::CUBLAS_COMPUTE_32I, cudaDataType::CUDA_R_32I),
+            _ => (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F),
+        };
         // SAFETY: a handle to write to; the functions belong together.
         let desc = unsafe {
-            let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-            let create = |raw| lt.cublasLtMatmulDescCreate(raw, compute, cudaDataType::CUDA_R_32F);
+            let create = |raw| lt.cublasLtMatmulDescCreate(raw, compute, scale);
             Object::new(lt, "cublasLtMatmulDescCreate", create, Lt::cublasLtMatmulDescDestroy)
         }?;
         self.set(&desc, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
@@ -219,16 +293,12 @@ impl Blas {
 
     fn layout(
         &self,
-        dtype: Dtype,
+        element: Element,
         rows: u64,
         columns: u64,
     ) -> Result<Object<sys::cublasLtMatrixLayoutOpaque_t>, Error> {
         let lt = &self.lt;
-        let dtype = match dtype {
-            Dtype::F32 => cudaDataType::CUDA_R_32F,
-            Dtype::F16 => cudaDataType::CUDA_R_16F,
-            Dtype::Bf16 => cudaDataType::CUDA_R_16BF,
-        };
+        let dtype = element.cuda();
         // SAFETY: a handle to write to; the functions belong together.
         unsafe {
             let create = |raw| lt.cublasLtMatrixLayoutCreate(raw, dtype, rows, columns, rows as i64);

@@ -15,7 +15,7 @@ pub use graph::Graph;
 pub use memory::MemoryUse;
 pub use stream::{Event, OwnedStream};
 
-use super::{Arch, Chip, Compiler, CubinCache, Error, checks::unsupported};
+use super::{Address, Arch, Chip, Compiler, CubinCache, Error, Stream, checks::unsupported};
 use blas::Blas;
 use context::Context;
 use memory::Pool;
@@ -23,6 +23,23 @@ use module::Functions;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
+
+/// `y[T, N] = x[T, K] W[N, K]^T` of signed 8-bit integers in 32-bit ones, all row-major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntegerProduct {
+    /// Tokens `T`.
+    pub tokens: usize,
+    /// Output channels `N`.
+    pub n: usize,
+    /// Input channels `K`.
+    pub k: usize,
+    /// `[T, K]`.
+    pub x: Address,
+    /// `[N, K]`.
+    pub weight: Address,
+    /// `[T, N]`.
+    pub y: Address,
+}
 
 /// A CUDA device, by NVIDIA's driver.
 ///
@@ -149,6 +166,18 @@ impl Driver {
     /// [`Error::Driver`].
     pub fn stream(&self) -> Result<OwnedStream, Error> {
         OwnedStream::new(&self.context)
+    }
+
+    /// Enqueues cuBLASLt's product of 8-bit integers: what W4A4 is measured against.
+    ///
+    /// # Safety
+    /// The operands must be the device's and as large as the shape says until the product has run.
+    ///
+    /// # Errors
+    /// As [`Device::matrix_product`]; the library refuses a `k` or an `n` that is no multiple of 4.
+    pub unsafe fn integer_product(&self, stream: Stream, product: &IntegerProduct) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.blas()?.integer_product(stream, product) }
     }
 
     fn blas(&self) -> Result<&Blas, Error> {
