@@ -21,7 +21,7 @@ constexpr bool TRADES = TOKENS * TILES >= 128;
 // A place in the ring of stages, and the parity of its barriers.
 struct Place {
     u32 stage, parity;
-    DEVICE void next() {
+    METHOD void next() {
         stage++;
         if (stage == STAGES) {
             stage = 0;
@@ -86,7 +86,7 @@ struct Consumer {
     u32 held = 0;  // the stage that is still read
 
     // Multiplies the chunk at `place`; while the tensor cores work on it the next one is unpacked, into other registers.
-    DEVICE void step(i32 (&sums)[TILES][RESULTS], u32 (&a)[TILES][4][4], bool first) {
+    METHOD void step(i32 (&sums)[TILES][RESULTS], u32 (&a)[TILES][4][4], bool first) {
         const u8 *stage = shared + place.stage * STAGE;
         barrier_wait_parity(full_barrier(shared, place.stage), place.parity);
 #pragma unroll
@@ -107,12 +107,12 @@ struct Consumer {
         held = place.stage;
         place.next();
     }
-    DEVICE void give_back() {
+    METHOD void give_back() {
         sync_warp();
         if (lane_index() == 0) barrier_arrive(empty_barrier(shared, held));
     }
     // All chunks of one piece of work. Two sets of A registers take turns.
-    DEVICE void multiply(i32 (&sums)[TILES][RESULTS], u32 chunks) {
+    METHOD void multiply(i32 (&sums)[TILES][RESULTS], u32 chunks) {
         u32 even[TILES][4][4], odd[TILES][4][4];
         bool first = true;
         for (;;) {

@@ -31,7 +31,7 @@ struct Meeting {
     u32 warpgroup, thread;
     u8 *staging;
     u32 *flag;
-    DEVICE void sync() const { sync_named(1 + warpgroup, 128); }
+    METHOD void sync() const { sync_named(1 + warpgroup, 128); }
 };
 
 // A thread's sums are two neighbouring channels of a token here and there, so that they go to y through shared memory, ROUND

@@ -9,6 +9,8 @@
 //! tokens wastes little. One packed layout ([`HostWeights`]) serves all chips and all numbers of tokens.
 
 mod pack;
+mod sm90;
+mod sm90_schedule;
 mod tile;
 
 pub use pack::{HostWeights, PackedWeights, WeightsOperand};
@@ -83,19 +85,28 @@ pub(super) struct Operands {
 
 /// The kernels of one kind of tensor core, by the number of tokens.
 #[derive(Debug, Clone)]
-enum Family {}
+enum Family {
+    /// Hopper.
+    Wgmma(sm90::Ladder),
+}
 
 impl Family {
     fn workspace_bytes(&self) -> u64 {
-        match *self {}
+        match self {
+            Self::Wgmma(ladder) => ladder.workspace_bytes(),
+        }
     }
 
-    fn kernel(&self, _tokens: usize) -> String {
-        match *self {}
+    fn kernel(&self, tokens: usize) -> String {
+        match self {
+            Self::Wgmma(ladder) => ladder.kernel(tokens),
+        }
     }
 
-    fn launch(&self, _tokens: usize, _operands: &Operands) -> Launch {
-        match *self {}
+    fn launch(&self, tokens: usize, operands: &Operands) -> Launch {
+        match self {
+            Self::Wgmma(ladder) => ladder.launch(tokens, operands),
+        }
     }
 }
 
@@ -143,8 +154,11 @@ impl GemmW4A4Plan {
     ) -> Result<Self, Error> {
         desc.check()?;
         let arch = device.chip().arch;
-        let _ = (output, tile);
-        unsupported("arch", "sm_80, sm_86 or sm_89", arch.name())
+        if arch != Arch::Sm90a {
+            return unsupported("arch", "sm_80, sm_86 or sm_89", arch.name());
+        }
+        let family = Family::Wgmma(sm90::Ladder::new(device, desc, output, tile)?);
+        Ok(Self { desc: *desc, arch, family })
     }
 
     /// What was planned.
@@ -245,5 +259,5 @@ impl GemmW4A4Plan {
 
 /// Every kernel of the family.
 pub(super) fn kernels() -> Vec<Kernel> {
-    Vec::new()
+    sm90::kernels()
 }

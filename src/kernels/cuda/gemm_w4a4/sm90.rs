@@ -20,6 +20,7 @@ pub(super) struct Ladder {
     accumulate: bool,
     output: Output,
     only: Option<Tile>,
+    /// For each tile that a schedule may choose; at least one.
     functions: Vec<(Tile, Arc<Function>)>,
     sums: u64,
 }
@@ -87,10 +88,11 @@ impl Ladder {
         format!("gemm_w4a4_sm90 {}x{} on {grid} blocks, {whole} tiles whole, {split} split", tile.channels, tile.tokens)
     }
 
-    /// One launch; none where the plan has no kernel, which cannot be for tokens up to its `m_max`.
-    pub(super) fn launch(&self, tokens: usize, operands: &Operands) -> Option<Launch> {
+    /// One launch, for 1 to `m_max` tokens.
+    pub(super) fn launch(&self, tokens: usize, operands: &Operands) -> Launch {
         let schedule = self.shape.schedule(tokens as u32, self.only);
-        let (tile, function) = self.functions.iter().find(|(tile, _)| *tile == schedule.tile)?;
+        let at = self.functions.iter().position(|(tile, _)| *tile == schedule.tile);
+        let (tile, function) = &self.functions[at.unwrap_or(0)];
         let counters = operands.workspace;
         let arguments = GemmArgs {
             weights: operands.weights.weights,
@@ -111,7 +113,7 @@ impl Ladder {
             accumulate: self.accumulate.into(),
             unused: 0,
         };
-        Some(Launch::new(function, [schedule.grid, 1, 1], THREADS, shared_bytes(*tile, self.output), &arguments))
+        Launch::new(function, [schedule.grid, 1, 1], THREADS, shared_bytes(*tile, self.output), &arguments)
     }
 }
 

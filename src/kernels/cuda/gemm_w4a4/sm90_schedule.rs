@@ -152,7 +152,8 @@ impl Shape {
             let most = if tile.tokens > 64 { most.min(processors / 2) } else { most };
             u64::from(most) * tile.area()
         };
-        loadable(m_max).iter().filter(|&&tile| only.is_none_or(|only| only == tile)).map(|&tile| of_tile(tile)).max().unwrap_or(0)
+        let tiles = only.as_ref().map_or_else(|| loadable(m_max), std::slice::from_ref);
+        tiles.iter().map(|&tile| of_tile(tile)).max().unwrap_or(0)
     }
 }
 
