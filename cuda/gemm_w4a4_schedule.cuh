@@ -22,7 +22,7 @@ struct Schedule {
     template <class Args>
     METHOD Schedule(const Args &args, u32 tile_tokens, u32 tile_blocks)
         : chunks(args.chunks), whole(args.whole), band(args.band), channel_tiles(divide_up(args.blocks, tile_blocks)),
-          token_tiles(divide_up(args.tokens, tile_tokens)), tile(block_x()),
+          token_tiles(divide_up(args.out.tokens, tile_tokens)), tile(block_x()),
           unit(args.share * block_x() + smaller(block_x(), args.longer)),
           end(unit + args.share + (block_x() < args.longer ? 1 : 0)) {}
 

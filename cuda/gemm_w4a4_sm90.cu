@@ -36,7 +36,7 @@ DEVICE u64 *empty_barrier(u8 *shared, u32 stage) { return full_barrier(shared, S
 // One thread: fills the stages.
 DEVICE void produce(const GemmArgs &args, u8 *shared) {
     Schedule schedule(args, TOKENS, BLOCKS);
-    const u32 groups = divide_up(args.tokens, 8u);
+    const u32 groups = divide_up(args.out.tokens, 8u);
     Place place{0, 1};
     for (Work work; schedule.next(work);) {
         const u32 first_group = work.token_tile * GROUPS, first_block = work.channel_tile * BLOCKS;
@@ -188,11 +188,11 @@ KERNEL(gemm_w4a4_sm90, GemmArgs, 384, 1) {
         const u32 first_block = work.channel_tile * BLOCKS + meeting.warpgroup * TILES;
         // The last tile of channels may have no work for this warpgroup.
         if (first_block >= args.blocks) continue;
-        const u32 groups = divide_up(args.tokens - first_token, 8u);
+        const u32 groups = divide_up(args.out.tokens - first_token, 8u);
         if (work.length() < args.chunks && !sum_up(args, work, meeting, sums, groups)) continue;
 #pragma unroll
         for (u32 m = 0; m < TILES; m++) {
-            if (first_block + m < args.blocks) finish(args, meeting, sums[m], first_block + m, first_token);
+            if (first_block + m < args.blocks) write_sums(args.out, meeting, sums[m], first_block + m, first_token);
         }
     }
 }
