@@ -11,7 +11,6 @@ use duquant::kernels::cuda::{
     Arch, Buffer, Device, Dtype, GemmTile, GemmW4A4Desc, GemmW4A4Plan, TokensOperand,
 };
 use duquant_reference as reference;
-use half::{bf16, f16};
 use oracle::Random;
 use std::sync::Arc;
 

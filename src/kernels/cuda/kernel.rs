@@ -20,9 +20,13 @@ macro_rules! sources {
 
 sources![
     "affine.cuh",
+    "gemm_w4a4.cuh",
+    "gemm_w4a4_mma.cuh",
     "gemm_w4a4_schedule.cuh",
     "gemm_w4a4_sm90.cu",
     "gemm_w4a4_sm90_epilogue.cuh",
+    "gemm_w4a4_stream.cu",
+    "gemm_w4a4_tiled.cu",
     "kernel.cuh",
     "kv_cache.cuh",
     "ptx.cuh",

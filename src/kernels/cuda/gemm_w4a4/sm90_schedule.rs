@@ -22,9 +22,9 @@ pub(super) const TILES: [Tile; 7] = [
     tile(128, 16, 12),
     tile(128, 32, 12),
     tile(128, 64, 10),
-    tile(128, 128, 8),
-    tile(256, 128, 6),
-    tile(128, 256, 5),
+    tile(128, 128, 6),
+    tile(256, 128, 5),
+    tile(128, 256, 4),
 ];
 const FIRST_LARGE: usize = 4;
 
