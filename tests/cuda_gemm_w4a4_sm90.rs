@@ -8,9 +8,10 @@ mod oracle;
 use cuda::{STREAM, download, upload};
 use duquant::kernels::QuantizedMatrix;
 use duquant::kernels::cuda::{
-    Arch, Buffer, Device, Dtype, GemmTile, GemmW4A4Desc, GemmW4A4Plan, TokensOperand,
+    Arch, Buffer, Device, Dtype, Error, GemmTile, GemmW4A4Desc, GemmW4A4Plan, TokensOperand,
 };
 use duquant_reference as reference;
+use half::{bf16, f16};
 use oracle::Random;
 use std::sync::Arc;
 
@@ -126,5 +127,86 @@ fn integers_are_those_of_the_oracle_in_every_tile() {
                 check(&device, &GemmW4A4Desc { activation_bits, ..desc(tokens, n, k) }, tokens, Some(tile), seed);
             }
         }
+    }
+}
+
+#[test]
+fn plans_choose_for_themselves_at_every_number_of_tokens() {
+    for (_, device) in cuda::devices("plans_choose_for_themselves_at_every_number_of_tokens", &[Arch::Sm90a]) {
+        for (i, tokens) in [1, 2, 3, 7, 8, 9, 63, 64, 65, 257].into_iter().enumerate() {
+            let (n, k) = [(65, 640), (200, 130), (9, 1100)][i % 3];
+            check(&device, &desc(tokens + i % 2, n, k), tokens, None, 100 + i as u64);
+        }
+        // Long rows of the largest codes, and sums whose corrections leave 32 bits on the way.
+        check(&device, &desc(3, 5, 11_008), 3, None, 120);
+        check(&device, &GemmW4A4Desc { activation_bits: 8, ..desc(2, 3, 28_671) }, 2, None, 123);
+    }
+}
+
+#[test]
+fn outputs_of_every_type_with_every_epilogue() {
+    for (_, device) in cuda::devices("outputs_of_every_type_with_every_epilogue", &[Arch::Sm90a]) {
+        let mut random = Random::new(7);
+        for out in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            for (bias, accumulate) in [(false, false), (true, false), (false, true), (true, true)] {
+                for (tile, tokens, n) in [("128x8", 11, 37), ("256x128", 140, 72)] {
+                    let desc = GemmW4A4Desc { out, bias, accumulate, ..desc(tokens, n, 130) };
+                    floats(&device, &desc, tile.parse().unwrap(), &mut random);
+                }
+            }
+        }
+    }
+}
+
+fn encode(dtype: Dtype, x: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => x.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::Bf16 => x.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+    }
+}
+
+fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => bytes.chunks(4).map(bytemuck::pod_read_unaligned).collect(),
+        Dtype::F16 => bytes.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::Bf16 => bytes.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+    }
+}
+
+/// The outputs of one case: those of the documented formula, rounded once, bit for bit.
+fn floats(device: &Arc<dyn Device>, desc: &GemmW4A4Desc, tile: GemmTile, random: &mut Random) {
+    let case = case(desc, desc.m_max, false, random);
+    let want = reference::gemm_w4a4(&case.x, &oracle::matrix(&case.weight), None).integers;
+    let plan = GemmW4A4Plan::plan_with(device.as_ref(), desc, tile).unwrap();
+    let workspace = Buffer::zeroed(device, "workspace", plan.workspace_bytes()).unwrap();
+    let bias = desc.bias.then(|| random.normals(desc.n));
+    let held = if desc.accumulate { random.normals(want.len()) } else { vec![f32::NAN; want.len()] };
+    let y = upload(device, &encode(desc.out, &held));
+    let held = decode(desc.out, &encode(desc.out, &held));
+    enqueue(device, &plan, &case, bias.as_deref(), &y, &workspace);
+    let got = download::<u8>(&y, want.len() * desc.out.bytes() as usize);
+    let expected: Vec<f32> = (0..want.len())
+        .map(|i| {
+            let (t, n) = (i / desc.n, i % desc.n);
+            let value = (case.x.scale[t] * case.weight.scale[n]) * want[i] as f32 + bias.as_ref().map_or(0.0, |b| b[n]);
+            if desc.accumulate { value + held[i] } else { value }
+        })
+        .collect();
+    let wrong = decode(desc.out, &got).into_iter().zip(decode(desc.out, &encode(desc.out, &expected)));
+    if let Some(at) = wrong.clone().position(|(got, want)| got.to_bits() != want.to_bits()) {
+        panic!("{desc:?} {tile} at {at}: {:?}", wrong.clone().nth(at));
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    for (_, device) in cuda::devices("what_cannot_be_is_refused", &[Arch::Sm90a]) {
+        for tile in ["64x8", "128x512", "stream:128", "stream:8"] {
+            let error = GemmW4A4Plan::plan_with(device.as_ref(), &desc(9, 64, 128), tile.parse().unwrap()).unwrap_err();
+            assert!(matches!(error, Error::Kernel(_)) && error.to_string().contains("128x256"), "{error}");
+        }
+        let plan = GemmW4A4Plan::plan_with(device.as_ref(), &desc(9, 64, 128), "stream:16".parse().unwrap()).unwrap();
+        assert!(plan.kernel(9).contains("128x16"), "{}", plan.kernel(9));
     }
 }
