@@ -10,6 +10,7 @@
 
 mod pack;
 mod sm8x;
+mod sm8x_choice;
 mod tile;
 
 pub use pack::{HostWeights, PackedWeights, WeightsOperand};
