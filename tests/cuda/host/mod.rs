@@ -4,7 +4,7 @@ use duquant::kernels::cuda::{
     Address, Chip, Device, Dtype, Error, Function, Kernel, Launch, MatrixProduct, SOURCES, Stream,
 };
 use half::{bf16, f16};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_char, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -12,8 +12,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-const HOST_SOURCES: &[&str] =
-    &[include_str!("host.cuh"), include_str!("host_threads.cuh"), include_str!("host_matrix.cuh")];
+const HOST_SOURCES: &[&str] = &[
+    include_str!("host.cuh"),
+    include_str!("host_threads.cuh"),
+    include_str!("host_matrix.cuh"),
+    include_str!("host_sm90.cuh"),
+];
 
 /// Of `HostLaunch` in `host.cuh`.
 #[repr(C)]
@@ -83,10 +87,17 @@ fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
     (kernel.file, &arguments, HOST_SOURCES).hash(&mut hash);
     SOURCES.iter().for_each(|source| source.text.hash(&mut hash));
     let library = folder().join(format!("{}-{:016x}.so", kernel.file.replace('.', "_"), hash.finish()));
+    // Tests of one process ask for the same library at the same time: the first one makes it.
+    static BEING_MADE: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let turn = Arc::clone(BEING_MADE.lock().unwrap().entry(library.clone()).or_default());
+    let _turn = turn.lock().unwrap();
     if library.exists() {
         return Ok(library);
     }
-    let scratch = library.with_extension(format!("{}.tmp", std::process::id()));
+    // Tests of one process compile at the same time.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let scratch = library.with_extension(format!("{}-{count}.tmp", std::process::id()));
     let output = Command::new(compiler()?)
         .args(&arguments)
         .arg(format!("-I{}", root.join("cuda").display()))
