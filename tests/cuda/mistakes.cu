@@ -191,7 +191,7 @@ KERNEL(relies_on_the_order_of_blocks, MistakeArgs, 64, 1) {
     if (block_x() > 0) args.out[at] = PLANTED ? args.out[at - 64] : args.in[t];
 }
 
-// These end the process.
+// These three end the process.
 KERNEL(reads_far_behind_shared_memory, MistakeArgs, 64, 1) {
     const u32 t = thread_index();
     shared_words()[t] = args.in[t];
