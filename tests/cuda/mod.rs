@@ -13,7 +13,7 @@
 
 pub(crate) mod host;
 
-use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Stream};
+use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Source, Stream};
 use std::sync::Arc;
 
 /// The stream of the tests.
@@ -22,12 +22,18 @@ pub(crate) const STREAM: Stream = Stream::DEFAULT;
 /// What `test` runs on, one device for each of `archs` with a name for messages: the host shim, with few multiprocessors so that
 /// small shapes reach every path, or the GPU. Empty, with a word why, where there is no C++ compiler; in CI that is a failure.
 pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device>)> {
+    devices_with(test, archs, &[])
+}
+
+/// [`devices`] that also run the kernels of `sources`, files of `tests/cuda`.
+pub(crate) fn devices_with(test: &str, archs: &[Arch], sources: &'static [Source]) -> Vec<(String, Arc<dyn Device>)> {
     match host::compiler() {
         Ok(_) => archs
             .iter()
             .map(|&arch| {
                 let chip = Chip { multiprocessors: 6, ..Chip::typical(arch) };
-                (format!("{} on the host", arch.name()), Arc::new(host::HostDevice::new(chip)) as Arc<dyn Device>)
+                let device = host::HostDevice::with_sources(chip, sources);
+                (format!("{} on the host", arch.name()), Arc::new(device) as Arc<dyn Device>)
             })
             .collect(),
         Err(fault) => {
