@@ -9,17 +9,22 @@
 
 mod checks;
 mod chip;
+mod cubins;
 mod device;
+mod driver;
 mod dtype;
 mod error;
 mod kernel;
 mod kv_cache;
 mod launch;
+mod library;
 mod memory;
+mod nvrtc;
 mod rms_norm;
 mod tokens;
 
 pub use chip::{Arch, Chip};
+pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct};
 pub use dtype::Dtype;
 pub use error::Error;
@@ -27,6 +32,7 @@ pub use kernel::{Define, Kernel, SOURCES, Source};
 pub use kv_cache::{HEAD_DIMS, KvCache, KvLayout, KvOperand, PAGE, QueryLayout, QueryOperand, Sequence};
 pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
+pub use nvrtc::Compiler;
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 

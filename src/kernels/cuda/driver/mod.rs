@@ -1,0 +1,3 @@
+mod api;
+
+pub(super) use api::installed_version;
