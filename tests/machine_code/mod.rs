@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const INSTALL: &str = "python3 -m pip install --no-deps --target target/cuda-tools -r cuda/requirements.txt";
+const INSTALL: &str = "python3 -m pip install --no-deps --upgrade --target target/cuda-tools -r cuda/requirements.txt";
 
 /// NVRTC, nvdisasm and cuobjdump of one version. No GPU and no driver is needed.
 pub(crate) struct Tools {
