@@ -14,6 +14,7 @@ mod device;
 mod driver;
 mod dtype;
 mod error;
+mod gemm_w4a4;
 mod kernel;
 mod kv_cache;
 mod launch;
@@ -28,6 +29,7 @@ pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct};
 pub use dtype::Dtype;
 pub use error::Error;
+pub use gemm_w4a4::{GemmTile, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsOperand};
 pub use kernel::{Define, Kernel, SOURCES, Source};
 pub use kv_cache::{HEAD_DIMS, KvCache, KvLayout, KvOperand, PAGE, QueryLayout, QueryOperand, Sequence};
 pub use launch::{Launch, MAX_ARGUMENTS};
@@ -39,5 +41,5 @@ pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [gemm_w4a4::kernels(), rms_norm::kernels()].concat()
 }

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 #include <sys/mman.h>
@@ -88,7 +89,7 @@ struct Block {
     const std::function<void()> *body = nullptr;
     u64 random = 0;
     // What other emulations keep for a block (host_sm90.cuh).
-    std::map<const void *, void *> extra;
+    std::map<const void *, std::shared_ptr<void>> extra;
 
     u64 draw() {
         random += 0x9e3779b97f4a7c15ull;
@@ -260,6 +261,7 @@ inline void run_block(Block &b, const std::function<void()> &body) {
     b.meetings.assign(warps, Meeting());
     for (auto &barrier : b.barriers) barrier = Barrier();
     std::memset(b.shared_from, BESIDE, static_cast<size_t>(b.shared_to - b.shared_from));
+    b.extra.clear();
     std::memset(b.shared, 0xff, b.launch->shared);
     b.body = &body;
     for (u32 t = 0; t < threads; t++) {
