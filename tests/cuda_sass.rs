@@ -60,7 +60,7 @@ fn machine_code_is_as_planned() {
         reports.len(),
         units.len(),
         seconds.len(),
-        seconds.iter().sum::<f64>()
+        seconds.iter().fold(0.0, |sum, one| sum + one)
     );
     let faults: Vec<String> = reports
         .iter()
