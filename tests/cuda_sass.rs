@@ -7,7 +7,7 @@
 
 mod machine_code;
 
-use duquant::kernels::cuda::{Arch, Define, Kernel, kernels};
+use duquant::kernels::cuda::{Arch, Define, Kernel, Source, kernels};
 use machine_code::expect::{Expectation, MATRIX, WIDE};
 use machine_code::sass::Routine;
 use machine_code::{Code, Tools};
@@ -83,6 +83,27 @@ fn kernels_are_listed_once() {
             let listed = all.iter().any(|kernel| kernel.file == source.name && kernel.entry == entry);
             assert!(listed, "{} has a kernel {entry} that kernels() does not list", source.name);
         }
+    }
+}
+
+/// What the other tests bring of their own compiles too, so that they do not fail on a GPU for that.
+#[test]
+fn kernels_of_tests_compile() {
+    let tools = match Tools::find() {
+        Ok(tools) => tools,
+        Err(fault) => {
+            assert!(std::env::var_os("CI").is_none(), "{fault}");
+            println!("skipped kernels_of_tests_compile: {fault}");
+            return;
+        }
+    };
+    let sources = [
+        Source { name: "layouts.cu", text: include_str!("cuda/layouts.cu") },
+        Source { name: "mistakes.cu", text: include_str!("cuda/mistakes.cu") },
+    ];
+    for (source, arch) in sources.iter().flat_map(|source| Arch::ALL.map(|arch| (source, arch))) {
+        let kernel = Kernel { file: source.name, entry: "", defines: Vec::new(), archs: &Arch::ALL, registers: 255 };
+        tools.compiler.compile_source(source, &kernel, arch.name(), arch).unwrap();
     }
 }
 

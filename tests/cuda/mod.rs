@@ -13,7 +13,7 @@
 
 pub(crate) mod host;
 
-use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Source, Stream};
+use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Driver, Source, Stream};
 use std::sync::Arc;
 
 /// The stream of the tests.
@@ -27,6 +27,11 @@ pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device
 
 /// [`devices`] that also run the kernels of `sources`, files of `tests/cuda`.
 pub(crate) fn devices_with(test: &str, archs: &[Arch], sources: &'static [Source]) -> Vec<(String, Arc<dyn Device>)> {
+    match std::env::var("DUQUANT_CUDA").as_deref() {
+        Ok("gpu") => return gpus(test, archs, sources),
+        Ok(other) if other != "host" => panic!("DUQUANT_CUDA: expected gpu or host, got {other}"),
+        _ => {}
+    }
     match host::compiler() {
         Ok(_) => archs
             .iter()
@@ -42,6 +47,30 @@ pub(crate) fn devices_with(test: &str, archs: &[Arch], sources: &'static [Source
             Vec::new()
         }
     }
+}
+
+/// The GPU with the kernels of its own family, if `archs` has one of them, and on Hopper also with those of the first family with
+/// INT4 tensor cores, which the compiler emulates there.
+fn gpus(test: &str, archs: &[Arch], sources: &'static [Source]) -> Vec<(String, Arc<dyn Device>)> {
+    let open = || match Driver::open(0) {
+        Ok(driver) => driver.with_sources(sources),
+        Err(fault) => panic!("{test}: DUQUANT_CUDA=gpu, but {fault}"),
+    };
+    let own = open().chip().arch;
+    let mut out = Vec::new();
+    let mut add = |driver: Driver| {
+        out.push((format!("{} on {}", driver.chip().arch.name(), driver.name()), Arc::new(driver) as Arc<dyn Device>));
+    };
+    if archs.iter().any(|arch| arch.has_int4() == own.has_int4()) {
+        add(open());
+    }
+    if let Some(&arch) = archs.iter().find(|arch| arch.has_int4() && !own.has_int4()) {
+        add(open().with_arch(arch).unwrap());
+    }
+    if out.is_empty() {
+        println!("skipped {test}: there is nothing in it for {}", own.name());
+    }
+    out
 }
 
 /// The device as one that is not shared.

@@ -15,7 +15,7 @@ const INSTALL: &str = "python3 -m pip install --no-deps --upgrade --target targe
 
 /// NVRTC, nvdisasm and cuobjdump of one version. No GPU and no driver is needed.
 pub(crate) struct Tools {
-    compiler: &'static Compiler,
+    pub(crate) compiler: &'static Compiler,
     nvdisasm: PathBuf,
     cuobjdump: PathBuf,
     cache: PathBuf,

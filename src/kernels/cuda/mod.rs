@@ -27,6 +27,7 @@ mod tokens;
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct};
+pub use driver::{Driver, Event, Graph, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
 pub use error::Error;
 pub use gemm_w4a4::{GemmTile, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsOperand};

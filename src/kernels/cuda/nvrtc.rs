@@ -1,7 +1,7 @@
 //! NVIDIA's run-time compiler: sources in, machine code for one architecture out.
 
 use super::library::{Name, candidates, candidates_at, functions};
-use super::{Arch, Error, Kernel, SOURCES};
+use super::{Arch, Error, Kernel, SOURCES, driver};
 use cudarc::nvrtc::sys;
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
@@ -56,7 +56,7 @@ impl Compiler {
         let compiler =
             COMPILER.get_or_init(|| match std::env::var_os("DUQUANT_NVRTC").filter(|path| !path.is_empty()) {
                 Some(path) => Self::at(path.as_ref()),
-                None => Self::of(NAME.open(&candidates("nvrtc", "cuda_nvrtc", &majors()), Nvrtc::of)?),
+                None => Self::of(NAME.open(&candidates("nvrtc", "cuda_nvrtc", &driver::majors()), Nvrtc::of)?),
             });
         compiler.as_ref().map_err(Clone::clone)
     }
@@ -66,7 +66,7 @@ impl Compiler {
     /// # Errors
     /// [`Error::Library`].
     pub fn at(path: &Path) -> Result<Self, Error> {
-        Self::of(NAME.open(&candidates_at(path, "nvrtc", &majors()), Nvrtc::of)?)
+        Self::of(NAME.open(&candidates_at(path, "nvrtc", &driver::majors()), Nvrtc::of)?)
     }
 
     fn of(nvrtc: Nvrtc) -> Result<Self, Error> {
@@ -113,18 +113,31 @@ impl Compiler {
     /// # Errors
     /// [`Error::Compile`] with the compiler's log.
     pub fn compile(&self, kernel: &Kernel, arch_option: &str, arch: Arch) -> Result<Vec<u8>, Error> {
-        self.try_compile(kernel, arch_option, arch).map_err(|log| Error::Compile {
-            kernel: kernel.to_string(),
-            arch: arch_option.to_owned(),
-            version: self.version(),
-            log,
-        })
+        match SOURCES.iter().find(|source| source.name == kernel.file) {
+            Some(source) => self.compile_source(source, kernel, arch_option, arch),
+            None => Err(self.error(kernel, arch_option, format!("{} is not among this crate's sources", kernel.file))),
+        }
     }
 
-    fn try_compile(&self, kernel: &Kernel, arch_option: &str, arch: Arch) -> Result<Vec<u8>, String> {
-        let Some(source) = SOURCES.iter().find(|source| source.name == kernel.file) else {
-            return Err(format!("{} is not among this crate's sources", kernel.file));
-        };
+    /// [`Compiler::compile`] of a kernel whose file is no part of this crate; it may include this crate's headers.
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with the compiler's log.
+    pub fn compile_source(
+        &self,
+        source: &Source,
+        kernel: &Kernel,
+        arch_option: &str,
+        arch: Arch,
+    ) -> Result<Vec<u8>, Error> {
+        self.try_compile(source, kernel, arch_option, arch).map_err(|log| self.error(kernel, arch_option, log))
+    }
+
+    fn error(&self, kernel: &Kernel, arch_option: &str, log: String) -> Error {
+        Error::Compile { kernel: kernel.to_string(), arch: arch_option.to_owned(), version: self.version(), log }
+    }
+
+    fn try_compile(&self, source: &Source, kernel: &Kernel, arch_option: &str, arch: Arch) -> Result<Vec<u8>, String> {
         let headers = SOURCES.iter().filter(|source| source.name.ends_with(".cuh"));
         let (names, texts): (Vec<_>, Vec<_>) = headers.map(|header| (header.name, header.text)).unzip();
         let (names, texts) = (Strings::new(names)?, Strings::new(texts)?);
@@ -153,11 +166,6 @@ impl Compiler {
         }
         program.cubin()
     }
-}
-
-/// The CUDA versions to look for: the driver's, if there is one, before the others.
-fn majors() -> [u32; 2] {
-    if super::driver::installed_version().is_some_and(|version| version < 13_000) { [12, 13] } else { [13, 12] }
 }
 
 /// C strings with an array of pointers to them.

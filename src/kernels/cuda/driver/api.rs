@@ -119,7 +119,7 @@ impl Api {
 }
 
 /// The CUDA version of the installed driver, as 12080; none where there is no driver.
-pub(in super::super) fn installed_version() -> Option<u32> {
+pub(super) fn installed_version() -> Option<u32> {
     let api = Api::open().ok()?;
     let mut version = 0;
     // SAFETY: a number to write to; it needs no cuInit.
