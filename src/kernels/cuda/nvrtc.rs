@@ -1,7 +1,7 @@
 //! NVIDIA's run-time compiler: sources in, machine code for one architecture out.
 
 use super::library::{Name, candidates, candidates_at, functions};
-use super::{Arch, Error, Kernel, SOURCES, driver};
+use super::{Arch, Error, Kernel, SOURCES, Source, driver};
 use cudarc::nvrtc::sys;
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
