@@ -26,13 +26,18 @@ impl Name {
     pub(super) fn open<T>(&self, files: &[PathBuf], table: impl Fn(Library) -> Result<T, String>) -> Result<T, Error> {
         let mut tried = Vec::new();
         for file in files {
-            match open_global(file).map_err(|fault| fault.to_string()).and_then(&table) {
+            match open_global(file).map_err(|fault| told(&fault)).and_then(&table) {
                 Ok(found) => return Ok(found),
                 Err(fault) => tried.push(format!("{}: {fault}", file.display())),
             }
         }
         Err(self.error(&tried))
     }
+}
+
+/// What the loader says, which this crate's error has for its cause.
+fn told(fault: &libloading::Error) -> String {
+    std::error::Error::source(fault).map_or_else(|| fault.to_string(), ToString::to_string)
 }
 
 /// Opens a library so that what is opened later sees its symbols: NVRTC and cuBLASLt open companions of their own by name.
@@ -129,14 +134,15 @@ fn matching(folder: &Path, prefix: &str) -> Vec<PathBuf> {
 
 /// A table of a library's functions, all of which return a number: `functions! { Nvrtc { nvrtcVersion(major: *mut c_int, ..); } }`.
 macro_rules! functions {
-    ($(#[$doc:meta])* $table:ident { $($name:ident($($argument:ident: $type:ty),* $(,)?);)* }) => {
-        $(#[$doc])*
+    ($(#[$attribute:meta])* $table:ident { $($name:ident($($argument:ident: $type:ty),* $(,)?);)* }) => {
+        $(#[$attribute])*
         #[allow(non_snake_case, reason = "the functions' own names")]
         pub(super) struct $table {
             $($name: unsafe extern "system" fn($($type),*) -> std::ffi::c_int,)*
             _library: libloading::Library,
         }
 
+        $(#[$attribute])*
         #[allow(non_snake_case, reason = "the functions' own names")]
         impl $table {
             /// Looks all functions up.
@@ -162,7 +168,7 @@ macro_rules! functions {
 }
 pub(super) use functions;
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails this way")]
 mod tests {
     use super::*;
@@ -174,12 +180,16 @@ mod tests {
         let Err(error) = name.open(&files, |_| Ok::<_, String>(())) else { panic!("it opened") };
         let text = error.to_string();
         assert!(text.starts_with("cannot open libnothing; install it. Tried: /nowhere/libnothing.so.1: "), "{text}");
+        assert!(text.contains("No such file"), "what the loader says: {text}");
         assert!(text.contains("; /proc/self/status: "), "{text}");
     }
 
     #[test]
     fn a_library_without_a_function_is_too_old() {
-        functions! { Absent { duquant_has_no_such_function(value: i32); } }
+        functions! {
+            #[allow(dead_code, reason = "it is never made")]
+            Absent { duquant_has_no_such_function(value: i32); }
+        }
         let this = libloading::os::unix::Library::this().into();
         assert_eq!(Absent::of(this).err().unwrap(), "too old, it has no duquant_has_no_such_function");
     }

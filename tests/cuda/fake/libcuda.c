@@ -188,7 +188,7 @@ int cuLaunchKernel(Object *function, unsigned x, unsigned y, unsigned z, unsigne
 
 // --- memory: the host's -----------------------------------------------------------------------------------------------------
 
-int cuMemGetInfo_v2(size_t *free, size_t *total) { ENTER_CONTEXT(); *free = 3u << 30, *total = 4u << 30; return 0; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { ENTER_CONTEXT(); *free = 3ull << 30, *total = 4ull << 30; return 0; }
 static int allocate(uint64_t *address, size_t bytes) {
     if (bytes > 1u << 30) return OUT_OF_MEMORY;
     *address = (uintptr_t)aligned_alloc(256, (bytes + 255) / 256 * 256);
