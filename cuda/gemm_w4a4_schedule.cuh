@@ -10,7 +10,7 @@ struct Work {
     u32 split;        // number among the split tiles
     u32 first, last;  // chunks
 
-    DEVICE u32 length() const { return last - first; }
+    METHOD u32 length() const { return last - first; }
 };
 
 struct Schedule {
@@ -20,15 +20,16 @@ struct Schedule {
 
     // Each block takes `share` units, the first `longer` blocks one more.
     template <class Args>
-    DEVICE Schedule(const Args &args, u32 tile_tokens, u32 tile_blocks)
+    METHOD Schedule(const Args &args, u32 tile_tokens, u32 tile_blocks)
         : chunks(args.chunks), whole(args.whole), band(args.band), channel_tiles(divide_up(args.blocks, tile_blocks)),
-          token_tiles(divide_up(args.tokens, tile_tokens)), tile(block_x()),
+          token_tiles(divide_up(args.out.tokens, tile_tokens)), tile(block_x()),
           unit(args.share * block_x() + smaller(block_x(), args.longer)),
           end(unit + args.share + (block_x() < args.longer ? 1 : 0)) {}
 
-    DEVICE bool next(Work &work) {
+    METHOD bool next(Work &work) {
         u32 index = tile;
         if (tile < whole) {
+            work.split = 0;
             work.first = 0;
             work.last = chunks;
             tile += grid_x();

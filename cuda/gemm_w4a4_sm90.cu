@@ -21,7 +21,7 @@ constexpr bool TRADES = TOKENS * TILES >= 128;
 // A place in the ring of stages, and the parity of its barriers.
 struct Place {
     u32 stage, parity;
-    DEVICE void next() {
+    METHOD void next() {
         stage++;
         if (stage == STAGES) {
             stage = 0;
@@ -36,7 +36,7 @@ DEVICE u64 *empty_barrier(u8 *shared, u32 stage) { return full_barrier(shared, S
 // One thread: fills the stages.
 DEVICE void produce(const GemmArgs &args, u8 *shared) {
     Schedule schedule(args, TOKENS, BLOCKS);
-    const u32 groups = divide_up(args.tokens, 8u);
+    const u32 groups = divide_up(args.out.tokens, 8u);
     Place place{0, 1};
     for (Work work; schedule.next(work);) {
         const u32 first_group = work.token_tile * GROUPS, first_block = work.channel_tile * BLOCKS;
@@ -86,7 +86,7 @@ struct Consumer {
     u32 held = 0;  // the stage that is still read
 
     // Multiplies the chunk at `place`; while the tensor cores work on it the next one is unpacked, into other registers.
-    DEVICE void step(i32 (&sums)[TILES][RESULTS], u32 (&a)[TILES][4][4], bool first) {
+    METHOD void step(i32 (&sums)[TILES][RESULTS], u32 (&a)[TILES][4][4], bool first) {
         const u8 *stage = shared + place.stage * STAGE;
         barrier_wait_parity(full_barrier(shared, place.stage), place.parity);
 #pragma unroll
@@ -107,12 +107,12 @@ struct Consumer {
         held = place.stage;
         place.next();
     }
-    DEVICE void give_back() {
+    METHOD void give_back() {
         sync_warp();
         if (lane_index() == 0) barrier_arrive(empty_barrier(shared, held));
     }
     // All chunks of one piece of work. Two sets of A registers take turns.
-    DEVICE void multiply(i32 (&sums)[TILES][RESULTS], u32 chunks) {
+    METHOD void multiply(i32 (&sums)[TILES][RESULTS], u32 chunks) {
         u32 even[TILES][4][4], odd[TILES][4][4];
         bool first = true;
         for (;;) {
@@ -188,11 +188,11 @@ KERNEL(gemm_w4a4_sm90, GemmArgs, 384, 1) {
         const u32 first_block = work.channel_tile * BLOCKS + meeting.warpgroup * TILES;
         // The last tile of channels may have no work for this warpgroup.
         if (first_block >= args.blocks) continue;
-        const u32 groups = divide_up(args.tokens - first_token, 8u);
+        const u32 groups = divide_up(args.out.tokens - first_token, 8u);
         if (work.length() < args.chunks && !sum_up(args, work, meeting, sums, groups)) continue;
 #pragma unroll
         for (u32 m = 0; m < TILES; m++) {
-            if (first_block + m < args.blocks) finish(args, meeting, sums[m], first_block + m, first_token);
+            if (first_block + m < args.blocks) write_sums(args.out, meeting, sums[m], first_block + m, first_token);
         }
     }
 }

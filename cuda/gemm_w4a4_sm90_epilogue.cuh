@@ -2,28 +2,19 @@
 #pragma once
 
 #include "ptx_sm90.cuh"
+#include "gemm_w4a4.cuh"
 #include "gemm_w4a4_schedule.cuh"
-#include "kernel.cuh"
-
-#if OUTPUT == 3
-using Output = i32;
-#else
-using Output = DtypeOf<OUTPUT>::type;
-#endif
 
 constexpr u32 RESULTS = TOKENS / 2;  // sums of a thread for 64 channels
 
 struct GemmArgs {
-    const u8 *weights;
-    const ChannelParams *channels;
-    const u8 *codes;
-    const TokenParams *params;
-    Output *y;
-    i32 *partial;
+    const u8 *weights;  // [blocks, chunks] of 4096 bytes, HostWeights of pack.rs
+    const u8 *codes;    // [chunks, ceil(T / 8)] of 1024 bytes, TokenForm::Tiles8
+    GemmOutputArgs out;
+    i32 *partial;   // sums of split tiles, and how many chunks of them are there: zero between launches
     u32 *counters;
-    u32 tokens, n, chunks, blocks;  // blocks of 64 channels
-    u32 whole, share, longer, band;
-    u32 accumulate, unused;
+    u32 blocks, chunks;              // of 64 output, of 128 input channels
+    u32 whole, share, longer, band;  // Schedule
 };
 
 // What the 128 threads of a warpgroup share.
@@ -31,103 +22,76 @@ struct Meeting {
     u32 warpgroup, thread;
     u8 *staging;
     u32 *flag;
-    DEVICE void sync() const { sync_named(1 + warpgroup, 128); }
+    METHOD void sync() const { sync_named(1 + warpgroup, 128); }
 };
 
-// A thread's sums are two neighbouring channels of a token here and there, so that they go to y through shared memory, ROUND
-// tokens of 64 channels at a time. The pair of channels p of token i lies at pair p ^ (i / 2 % 4) of the token's row: neither
-// writing pairs nor reading 16 bytes then meets a bank twice.
-constexpr u32 ROUND = smaller(TOKENS, 32);
-constexpr u32 ROW = 64 * sizeof(Output);
+// A thread's sums are two neighbouring channels of a token here and there, so they go through shared memory, ROUND tokens of 64
+// channels at a time. Channels 2 p and 2 p + 1 of token i lie at pair p ^ (i / 2 % 4) of its row, so that neither writing pairs
+// nor reading 16 bytes meets a bank twice.
+constexpr u32 ROUND = smaller(TOKENS, 128);
+constexpr u32 ROW = 64 * 4;
 constexpr u32 STAGING = ROUND * ROW;
-constexpr u32 PIECES = ROW / 16;              // of a row
-constexpr u32 PER_PIECE = 16 / sizeof(Output);  // numbers
 
 DEVICE void swap(u32 &a, u32 &b, bool yes) {
     const u32 c = yes ? b : a;
     b = yes ? a : b;
     a = c;
 }
-// Sixteen bytes of a row, and their place: pairs are 4 bytes of half precision, else 8.
-DEVICE Quad in_order(Quad q, u32 key) {
-    if (sizeof(Output) == 2) {
-        swap(q.x, q.y, key & 1);
-        swap(q.z, q.w, key & 1);
-        swap(q.x, q.z, key & 2);
-        swap(q.y, q.w, key & 2);
-    } else {
-        swap(q.x, q.z, key & 1);
-        swap(q.y, q.w, key & 1);
+
+// Eight neighbouring sums of a token. Half of the lanes read the second 16 of their 32 bytes first.
+DEVICE void read_sums(i32 (&sums)[8], const u8 *row, u32 eighth, u32 key) {
+    const u32 turn = eighth / 4;
+    const Quad a = *reinterpret_cast<const Quad *>(row + 32 * eighth + 16 * turn);
+    const Quad b = *reinterpret_cast<const Quad *>(row + 32 * eighth + 16 * (1 - turn));
+    const bool swap_halves = (turn ^ key >> 1) != 0, swap_pairs = key % 2 != 0;
+    u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) swap(words[i], words[4 + i], swap_halves);
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        swap(words[i], words[2 + i], swap_pairs);
+        swap(words[4 + i], words[6 + i], swap_pairs);
     }
-    return q;
-}
-DEVICE Quad *piece_at(const Meeting &meeting, u32 token, u32 piece) {
-    const u32 slot = sizeof(Output) == 2 ? piece : piece ^ (token / 4 % 2);
-    return reinterpret_cast<Quad *>(meeting.staging + token * ROW + 16 * slot);
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) sums[i] = static_cast<i32>(words[i]);
 }
 
-struct Numbers {
-    Output x, y;
-};
-
-DEVICE i32 corrected(i32 sum, const TokenParams &token, const ChannelParams &channel) {
-    return sum - channel.zero_point * token.row_sum - token.zero_point * channel.offset;
-}
-DEVICE void put(i32 &to, i32 exact, const TokenParams &, const ChannelParams &, u32) { to = exact; }
-template <class T>
-DEVICE void put(T &to, i32 exact, const TokenParams &token, const ChannelParams &channel, u32 accumulate) {
-    f32 value = (token.scale * channel.scale) * static_cast<f32>(exact) + channel.bias;
-    if (accumulate) value = value + to_f32(to);
-    to = from_f32<T>(value);
-}
-
-// 64 channels from 64 * block on, TOKENS tokens from first_token on.
-DEVICE void finish(const GemmArgs &args, const Meeting &meeting, const i32 (&sums)[RESULTS], u32 block, u32 first_token) {
+// Writes 64 channels from 64 * block on, of TOKENS tokens from first_token on.
+DEVICE void write_sums(const GemmOutputArgs &out, const Meeting &meeting, const i32 (&sums)[RESULTS], u32 block, u32 first_token) {
     const u32 g = lane_index() / 4, t = lane_index() % 4, f = meeting.thread / 32;
-    const u32 channel = 64 * block + 8 * g + 2 * f;
-    const ChannelParams low = args.channels[smaller(channel, args.n - 1)];
-    const ChannelParams high = args.channels[smaller(channel + 1, args.n - 1)];
-    const bool wide = args.n % PER_PIECE == 0;
+    u8 *mine = meeting.staging + 2 * t * ROW + 8 * ((4 * g + f) ^ t);
+    // This thread finishes eight channels of every 16th token.
+    const u32 eighth = meeting.thread % 8, key = meeting.thread / 16 % 4;
+    const u32 channel = 64 * block + 8 * eighth;
+    Quad channels[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) channels[i] = load_channel(out, channel + i);
 #pragma unroll
     for (u32 round = 0; round < TOKENS / ROUND; round++) {
         const u32 base = first_token + round * ROUND;
-        if (base >= args.tokens) return;
+        if (base >= out.tokens) return;
+        // Everybody has read what was staged before.
         meeting.sync();
-        if (args.accumulate) {
-            for (u32 i = meeting.thread; i < ROUND * PIECES; i += 128) {
-                const u32 token = i / PIECES, at = 64 * block + i % PIECES * PER_PIECE;
-                if (base + token >= args.tokens || at >= args.n) continue;
-                const Output *from = args.y + static_cast<u64>(base + token) * args.n + at;
-                union { Quad q; Output y[PER_PIECE]; } held;
-                if (wide) held.q = load_16(from);
-                else for (u32 j = 0; j < PER_PIECE; j++) held.y[j] = from[smaller(j, args.n - 1 - at)];
-                *piece_at(meeting, token, i % PIECES) = in_order(held.q, token / 2 % 4);
-            }
-            meeting.sync();
-        }
 #pragma unroll
-        for (u32 j = 0; j < ROUND / 8; j++) {
+        for (u32 i = 0; i < ROUND / 2; i += 4) {
 #pragma unroll
             for (u32 e = 0; e < 2; e++) {
-                const u32 at = 8 * j + 2 * t + e;
-                const TokenParams token = args.params[smaller(base + at, args.tokens - 1)];
-                Numbers *pair = reinterpret_cast<Numbers *>(meeting.staging + at * ROW) + ((4 * g + f) ^ t);
-                Numbers numbers = *pair;
-                const u32 i = round * (ROUND / 2) + 4 * j + e;
-                put(numbers.x, corrected(sums[i], token, low), token, low, args.accumulate);
-                put(numbers.y, corrected(sums[i + 2], token, high), token, high, args.accumulate);
-                *pair = numbers;
+                const u32 at = round * (ROUND / 2) + i + e;
+                *reinterpret_cast<Pair *>(mine + (2 * i + e) * ROW) =
+                    Pair{static_cast<u32>(sums[at]), static_cast<u32>(sums[at + 2])};
             }
         }
         meeting.sync();
-        for (u32 i = meeting.thread; i < ROUND * PIECES; i += 128) {
-            const u32 token = i / PIECES, at = 64 * block + i % PIECES * PER_PIECE;
-            if (base + token >= args.tokens || at >= args.n) continue;
-            Output *to = args.y + static_cast<u64>(base + token) * args.n + at;
-            union { Quad q; Output y[PER_PIECE]; } held;
-            held.q = in_order(*piece_at(meeting, token, i % PIECES), token / 2 % 4);
-            if (wide) store_16(to, held.q);
-            else for (u32 j = 0; j < PER_PIECE; j++) if (at + j < args.n) to[j] = held.y[j];
+        const u32 count = channel < out.n ? smaller(ROUND, out.tokens - base) : 0;
+#pragma unroll 1
+        for (u32 at = meeting.thread / 8; at < count; at += 16) {
+            const Quad token = load_token(out, base + at);
+            i32 eight[8];
+            u32 bits[8];
+            read_sums(eight, meeting.staging + at * ROW, eighth, key);
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) bits[i] = finish(out, token, channels[i], eight[i]);
+            store_8(out, base + at, channel, bits);
         }
     }
 }

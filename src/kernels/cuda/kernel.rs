@@ -18,7 +18,23 @@ macro_rules! sources {
     };
 }
 
-sources!["affine.cuh", "kernel.cuh", "kv_cache.cuh", "ptx.cuh", "rms_norm.cu", "rows.cuh", "types.cuh",];
+sources![
+    "affine.cuh",
+    "gemm_w4a4.cuh",
+    "gemm_w4a4_mma.cuh",
+    "gemm_w4a4_schedule.cuh",
+    "gemm_w4a4_sm90.cu",
+    "gemm_w4a4_sm90_epilogue.cuh",
+    "gemm_w4a4_stream.cu",
+    "gemm_w4a4_tiled.cu",
+    "kernel.cuh",
+    "kv_cache.cuh",
+    "ptx.cuh",
+    "ptx_sm90.cuh",
+    "rms_norm.cu",
+    "rows.cuh",
+    "types.cuh",
+];
 
 /// A macro that a kernel is compiled with, `-Dname=value`.
 pub type Define = (&'static str, u32);

@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define DEVICE static inline __attribute__((unused))
+#define METHOD inline
 #define CONSTANT static const
 
 // As tests/cuda/host/mod.rs fills it.

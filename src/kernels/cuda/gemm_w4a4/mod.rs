@@ -9,6 +9,9 @@
 //! tokens wastes little. One packed layout ([`HostWeights`]) serves all chips and all numbers of tokens.
 
 mod pack;
+mod sm8x;
+mod sm90;
+mod sm90_schedule;
 mod tile;
 
 pub use pack::{HostWeights, PackedWeights, WeightsOperand};
@@ -51,7 +54,8 @@ impl GemmW4A4Desc {
             let bits = format!("{} by {} bits", self.weight_bits, self.activation_bits);
             return unsupported("k", format!("1 to {k_max} for {bits}, so that sums fit 32-bit integers"), self.k);
         }
-        Ok(())
+        check_range("m_max * n", self.m_max * self.n, 1, 1 << 40)?;
+        check_range("bytes of weights", self.weight_bytes() as usize, 1, 1 << 40)
     }
 }
 
@@ -83,19 +87,40 @@ pub(super) struct Operands {
 
 /// The kernels of one kind of tensor core, by the number of tokens.
 #[derive(Debug, Clone)]
-enum Family {}
+enum Family {
+    /// Ampere and Ada: `mma.sync` in INT4 or INT8.
+    Mma(sm8x::Ladder),
+    /// Hopper: `wgmma` in INT8.
+    Wgmma(sm90::Ladder),
+}
 
 impl Family {
+    fn new(device: &dyn Device, desc: &GemmW4A4Desc, output: Output, tile: Option<GemmTile>) -> Result<Self, Error> {
+        match device.chip().arch {
+            Arch::Sm80 | Arch::Sm86 | Arch::Sm89 => sm8x::Ladder::new(device, desc, output, tile).map(Self::Mma),
+            Arch::Sm90a => sm90::Ladder::new(device, desc, output, tile).map(Self::Wgmma),
+        }
+    }
+
     fn workspace_bytes(&self) -> u64 {
-        match *self {}
+        match self {
+            Self::Mma(ladder) => ladder.workspace_bytes(),
+            Self::Wgmma(ladder) => ladder.workspace_bytes(),
+        }
     }
 
-    fn kernel(&self, _tokens: usize) -> String {
-        match *self {}
+    fn kernel(&self, tokens: usize) -> String {
+        match self {
+            Self::Mma(ladder) => ladder.kernel(tokens),
+            Self::Wgmma(ladder) => ladder.kernel(tokens),
+        }
     }
 
-    fn launch(&self, _tokens: usize, _operands: &Operands) -> Launch {
-        match *self {}
+    fn launch(&self, tokens: usize, operands: &Operands) -> Launch {
+        match self {
+            Self::Mma(ladder) => ladder.launch(tokens, operands),
+            Self::Wgmma(ladder) => ladder.launch(tokens, operands),
+        }
     }
 }
 
@@ -142,9 +167,8 @@ impl GemmW4A4Plan {
         tile: Option<GemmTile>,
     ) -> Result<Self, Error> {
         desc.check()?;
-        let arch = device.chip().arch;
-        let _ = (output, tile);
-        unsupported("arch", "sm_80, sm_86 or sm_89", arch.name())
+        let family = Family::new(device, desc, output, tile)?;
+        Ok(Self { desc: *desc, arch: device.chip().arch, family })
     }
 
     /// What was planned.
@@ -245,5 +269,5 @@ impl GemmW4A4Plan {
 
 /// Every kernel of the family.
 pub(super) fn kernels() -> Vec<Kernel> {
-    Vec::new()
+    [sm8x::kernels(), sm90::kernels()].concat()
 }

@@ -1,25 +1,26 @@
 //! The kernels for Hopper: `wgmma` in INT8, weights unpacked in registers.
 
+use super::sm8x::OutputArgs;
 use super::sm90_schedule::{Schedule, Shape, TILES, Tile, loadable};
 use super::{GemmTile, GemmW4A4Desc, Operands, Output};
-use crate::kernels::cuda::checks::unsupported;
-use crate::kernels::cuda::{Address, Arch, Device, Dtype, Error, Function, Kernel, Launch};
+use super::super::checks::unsupported;
+use super::super::{Address, Arch, Device, Error, Function, Kernel, Launch};
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
 /// A warpgroup that copies and two that multiply.
 const THREADS: u32 = 384;
 /// Tokens that a warpgroup brings to `y` at a time.
-const ROUND: u32 = 32;
+const ROUND: u32 = 128;
 
 /// The kernels by tile, and what their schedules need.
 #[derive(Debug, Clone)]
 pub(super) struct Ladder {
     shape: Shape,
-    n: u32,
-    accumulate: bool,
+    desc: GemmW4A4Desc,
     output: Output,
     only: Option<Tile>,
+    /// For each tile that a schedule may choose; at least one.
     functions: Vec<(Tile, Arc<Function>)>,
     sums: u64,
 }
@@ -29,22 +30,16 @@ pub(super) struct Ladder {
 #[repr(C)]
 struct GemmArgs {
     weights: Address,
-    channels: Address,
     codes: Address,
-    params: Address,
-    y: Address,
+    out: OutputArgs,
     partial: Address,
     counters: Address,
-    tokens: u32,
-    n: u32,
-    chunks: u32,
     blocks: u32,
+    chunks: u32,
     whole: u32,
     share: u32,
     longer: u32,
     band: u32,
-    accumulate: u32,
-    unused: u32,
 }
 
 impl Ladder {
@@ -55,7 +50,7 @@ impl Ladder {
         output: Output,
         tile: Option<GemmTile>,
     ) -> Result<Self, Error> {
-        let only = tile.map(tile_of).transpose()?;
+        let only = tile.map(|tile| tile_of(tile, desc.m_max)).transpose()?;
         let shape = Shape {
             blocks: desc.blocks() as u32,
             chunks: desc.chunks() as u32,
@@ -65,11 +60,10 @@ impl Ladder {
         let tiles = only.as_ref().map_or_else(|| loadable(m_max), std::slice::from_ref);
         let functions = tiles
             .iter()
-            .map(|&tile| Ok((tile, device.load(&kernel_of(tile, output))?)))
+            .map(|&tile| Ok((tile, device.load(&kernel_of(tile))?)))
             .collect::<Result<_, Error>>()?;
-        let accumulate = desc.accumulate && output != Output::Integers;
         let sums = shape.most_sums(m_max, only);
-        Ok(Self { shape, n: desc.n as u32, accumulate, output, only, functions, sums })
+        Ok(Self { shape, desc: *desc, output, only, functions, sums })
     }
 
     /// The sums of split tiles behind a counter for each half of each.
@@ -87,63 +81,52 @@ impl Ladder {
         format!("gemm_w4a4_sm90 {}x{} on {grid} blocks, {whole} tiles whole, {split} split", tile.channels, tile.tokens)
     }
 
-    /// One launch; none where the plan has no kernel, which cannot be for tokens up to its `m_max`.
-    pub(super) fn launch(&self, tokens: usize, operands: &Operands) -> Option<Launch> {
+    /// One launch, for 1 to `m_max` tokens.
+    pub(super) fn launch(&self, tokens: usize, operands: &Operands) -> Launch {
         let schedule = self.shape.schedule(tokens as u32, self.only);
-        let (tile, function) = self.functions.iter().find(|(tile, _)| *tile == schedule.tile)?;
+        let at = self.functions.iter().position(|(tile, _)| *tile == schedule.tile);
+        let (tile, function) = &self.functions[at.unwrap_or(0)];
         let counters = operands.workspace;
         let arguments = GemmArgs {
             weights: operands.weights.weights,
-            channels: operands.weights.channels,
             codes: operands.tokens.codes,
-            params: operands.tokens.params,
-            y: operands.y,
+            out: OutputArgs::new(&self.desc, self.output, tokens, operands),
             partial: counters.wrapping_add(self.counter_bytes()),
             counters,
-            tokens: tokens as u32,
-            n: self.n,
-            chunks: self.shape.chunks,
             blocks: self.shape.blocks,
+            chunks: self.shape.chunks,
             whole: schedule.whole,
             share: schedule.share,
             longer: schedule.longer,
             band: schedule.band,
-            accumulate: self.accumulate.into(),
-            unused: 0,
         };
-        Some(Launch::new(function, [schedule.grid, 1, 1], THREADS, shared_bytes(*tile, self.output), &arguments))
+        Launch::new(function, [schedule.grid, 1, 1], THREADS, shared_bytes(*tile), &arguments)
     }
 }
 
-/// The stages, what goes to `y` through shared memory, two barriers a stage, and two flags.
-fn shared_bytes(tile: Tile, output: Output) -> u32 {
-    let number = match output {
-        Output::Float(Dtype::F16 | Dtype::Bf16) => 2,
-        Output::Float(Dtype::F32) | Output::Integers => 4,
-    };
-    tile.stages * (tile.stage_bytes() + 16) + 2 * 64 * number * tile.tokens.min(ROUND) + 16
+/// The stages, the sums of both warpgroups on their way to `y`, two barriers a stage, and two flags.
+fn shared_bytes(tile: Tile) -> u32 {
+    tile.stages * (tile.stage_bytes() + 16) + 2 * 64 * 4 * tile.tokens.min(ROUND) + 16
 }
 
-fn tile_of(tile: GemmTile) -> Result<Tile, Error> {
-    let found = TILES.into_iter().find(|known| {
-        tile == GemmTile::Tiled { channels: known.channels, tokens: known.tokens }
-    });
-    found.map_or_else(
+/// The tile that was asked for. Streams are the small ones, which take one tile of tokens.
+fn tile_of(tile: GemmTile, m_max: usize) -> Result<Tile, Error> {
+    let is = |known: &Tile| match tile {
+        GemmTile::Tiled { channels, tokens } => known.channels == channels && known.tokens == tokens,
+        GemmTile::Streamed { tokens } => known.tokens == tokens && tokens <= 64 && m_max <= tokens as usize,
+    };
+    TILES.into_iter().find(is).map_or_else(
         || {
-            let known = TILES.map(|tile| format!("{}x{}", tile.channels, tile.tokens)).join(", ");
-            unsupported("tile", known, tile)
+            let tiled = TILES.map(|tile| GemmTile::Tiled { channels: tile.channels, tokens: tile.tokens }.to_string());
+            let expected = format!("one of {}, or stream:8 to stream:64 with room for {m_max} tokens", tiled.join(", "));
+            unsupported("tile", expected, tile)
         },
         Ok,
     )
 }
 
-fn kernel_of(tile: Tile, output: Output) -> Kernel {
-    let defines = vec![
-        ("TOKENS", tile.tokens),
-        ("TILES", tile.channels / 128),
-        ("STAGES", tile.stages),
-        ("OUTPUT", output.define()),
-    ];
+fn kernel_of(tile: Tile) -> Kernel {
+    let defines = vec![("TOKENS", tile.tokens), ("TILES", tile.channels / 128), ("STAGES", tile.stages)];
     // One block a multiprocessor: with 384 threads it starts with 168 registers each, and the warps that multiply many tokens
     // then take 232.
     Kernel { file: "gemm_w4a4_sm90.cu", entry: "gemm_w4a4_sm90", defines, archs: &[Arch::Sm90a], registers: 168 }
@@ -151,8 +134,7 @@ fn kernel_of(tile: Tile, output: Output) -> Kernel {
 
 /// Every kernel of this file.
 pub(super) fn kernels() -> Vec<Kernel> {
-    let outputs = [Output::Float(Dtype::F32), Output::Float(Dtype::F16), Output::Float(Dtype::Bf16), Output::Integers];
-    TILES.into_iter().flat_map(|tile| outputs.map(|output| kernel_of(tile, output))).collect()
+    TILES.into_iter().map(kernel_of).collect()
 }
 
 #[cfg(test)]
@@ -162,7 +144,7 @@ mod tests {
     #[test]
     fn every_tile_fits_shared_memory() {
         for tile in TILES {
-            assert!(shared_bytes(tile, Output::Integers) <= Arch::Sm90a.shared_per_block(), "{tile:?}");
+            assert!(shared_bytes(tile) <= Arch::Sm90a.shared_per_block(), "{tile:?}");
             assert_eq!(tile.stage_bytes() % 1024, 0);
         }
     }

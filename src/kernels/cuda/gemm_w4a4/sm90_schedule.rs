@@ -22,9 +22,9 @@ pub(super) const TILES: [Tile; 7] = [
     tile(128, 16, 12),
     tile(128, 32, 12),
     tile(128, 64, 10),
-    tile(128, 128, 8),
-    tile(256, 128, 6),
-    tile(128, 256, 5),
+    tile(128, 128, 6),
+    tile(256, 128, 5),
+    tile(128, 256, 4),
 ];
 const FIRST_LARGE: usize = 4;
 
@@ -152,7 +152,8 @@ impl Shape {
             let most = if tile.tokens > 64 { most.min(processors / 2) } else { most };
             u64::from(most) * tile.area()
         };
-        loadable(m_max).iter().filter(|&&tile| only.is_none_or(|only| only == tile)).map(|&tile| of_tile(tile)).max().unwrap_or(0)
+        let tiles = only.as_ref().map_or_else(|| loadable(m_max), std::slice::from_ref);
+        tiles.iter().map(|&tile| of_tile(tile)).max().unwrap_or(0)
     }
 }
 
