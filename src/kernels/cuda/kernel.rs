@@ -18,7 +18,19 @@ macro_rules! sources {
     };
 }
 
-sources!["affine.cuh", "kernel.cuh", "kv_cache.cuh", "ptx.cuh", "rms_norm.cu", "rows.cuh", "types.cuh",];
+sources![
+    "affine.cuh",
+    "kernel.cuh",
+    "kv_cache.cuh",
+    "ptx.cuh",
+    "quantize_tokens.cu",
+    "rms_norm.cu",
+    "rows.cuh",
+    "token_sink.cuh",
+    "token_source.cuh",
+    "transform_quantize.cu",
+    "types.cuh",
+];
 
 /// A macro that a kernel is compiled with, `-Dname=value`.
 pub type Define = (&'static str, u32);

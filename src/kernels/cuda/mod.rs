@@ -18,6 +18,7 @@ mod launch;
 mod memory;
 mod rms_norm;
 mod tokens;
+mod transform_quantize;
 
 pub use chip::{Arch, Chip};
 pub use device::{Device, Function, MatrixProduct};
@@ -29,9 +30,13 @@ pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
+pub use transform_quantize::{
+    SourceOperand, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape,
+    TransformTables, TransformTarget,
+};
 
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [rms_norm::kernels(), transform_quantize::kernels()].concat()
 }
