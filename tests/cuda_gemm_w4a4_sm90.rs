@@ -7,9 +7,7 @@ mod oracle;
 
 use cuda::{STREAM, download, upload};
 use duquant::kernels::QuantizedMatrix;
-use duquant::kernels::cuda::{
-    Arch, Buffer, Device, Dtype, Error, GemmTile, GemmW4A4Desc, GemmW4A4Plan, TokensOperand,
-};
+use duquant::kernels::cuda::{Arch, Buffer, Device, Dtype, Error, GemmTile, GemmW4A4Desc, GemmW4A4Plan, TokensOperand};
 use duquant_reference as reference;
 use half::{bf16, f16};
 use oracle::Random;
@@ -76,15 +74,7 @@ fn enqueue(
     let x = TokensOperand { codes: codes.address(), params: params.address() };
     // SAFETY: the buffers are as large as the plan says.
     unsafe {
-        plan.enqueue(
-            device.as_ref(),
-            STREAM,
-            case.x.rows,
-            x,
-            weights.operand(),
-            y.address(),
-            workspace.address(),
-        )
+        plan.enqueue(device.as_ref(), STREAM, case.x.rows, x, weights.operand(), y.address(), workspace.address())
     }
     .unwrap();
 }

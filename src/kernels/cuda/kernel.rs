@@ -31,8 +31,12 @@ sources![
     "kv_cache.cuh",
     "ptx.cuh",
     "ptx_sm90.cuh",
+    "quantize_tokens.cu",
     "rms_norm.cu",
     "rows.cuh",
+    "token_sink.cuh",
+    "token_source.cuh",
+    "transform_quantize.cu",
     "types.cuh",
 ];
 

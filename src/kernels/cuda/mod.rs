@@ -64,6 +64,7 @@ mod memory;
 mod nvrtc;
 mod rms_norm;
 mod tokens;
+mod transform_quantize;
 
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
@@ -79,9 +80,13 @@ pub use memory::{Address, Buffer, Stream};
 pub use nvrtc::Compiler;
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
+pub use transform_quantize::{
+    SourceOperand, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape,
+    TransformTables, TransformTarget,
+};
 
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [gemm_w4a4::kernels(), rms_norm::kernels()].concat()
+    [gemm_w4a4::kernels(), rms_norm::kernels(), transform_quantize::kernels()].concat()
 }

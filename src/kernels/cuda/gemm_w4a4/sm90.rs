@@ -1,10 +1,10 @@
 //! The kernels for Hopper: `wgmma` in INT8, weights unpacked in registers.
 
+use super::super::checks::unsupported;
+use super::super::{Address, Arch, Device, Error, Function, Kernel, Launch};
 use super::sm8x::OutputArgs;
 use super::sm90_schedule::{Schedule, Shape, TILES, Tile, loadable};
 use super::{GemmTile, GemmW4A4Desc, Operands, Output};
-use super::super::checks::unsupported;
-use super::super::{Address, Arch, Device, Error, Function, Kernel, Launch};
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
@@ -58,10 +58,8 @@ impl Ladder {
         };
         let m_max = desc.m_max as u32;
         let tiles = only.as_ref().map_or_else(|| loadable(m_max), std::slice::from_ref);
-        let functions = tiles
-            .iter()
-            .map(|&tile| Ok((tile, device.load(&kernel_of(tile))?)))
-            .collect::<Result<_, Error>>()?;
+        let functions =
+            tiles.iter().map(|&tile| Ok((tile, device.load(&kernel_of(tile))?))).collect::<Result<_, Error>>()?;
         let sums = shape.most_sums(m_max, only);
         Ok(Self { shape, desc: *desc, output, only, functions, sums })
     }
@@ -118,7 +116,8 @@ fn tile_of(tile: GemmTile, m_max: usize) -> Result<Tile, Error> {
     TILES.into_iter().find(is).map_or_else(
         || {
             let tiled = TILES.map(|tile| GemmTile::Tiled { channels: tile.channels, tokens: tile.tokens }.to_string());
-            let expected = format!("one of {}, or stream:8 to stream:64 with room for {m_max} tokens", tiled.join(", "));
+            let expected =
+                format!("one of {}, or stream:8 to stream:64 with room for {m_max} tokens", tiled.join(", "));
             unsupported("tile", expected, tile)
         },
         Ok,
