@@ -22,8 +22,24 @@ pub(crate) struct Expectation {
 /// Loads and copies of 16 bytes from global memory.
 pub(crate) const WIDE: &str = "LDG*.128|LDGSTS*.128|UBLKCP|UTMALDG";
 
+const INT4: &[Arch] = &[Arch::Sm80, Arch::Sm86, Arch::Sm89];
+
 fn always(_: &Kernel) -> bool {
     true
+}
+
+fn has(kernel: &Kernel, define: &str, value: u32) -> bool {
+    kernel.defines.iter().any(|&(name, found)| name == define && found == value)
+}
+
+/// Activations of 4 bits: `FORM_FRAGMENTS4` of `types.cuh`.
+fn four_bits(kernel: &Kernel) -> bool {
+    has(kernel, "FORM", 0)
+}
+
+/// Activations of 8 bits: `FORM_FRAGMENTS8`.
+fn eight_bits(kernel: &Kernel) -> bool {
+    has(kernel, "FORM", 1)
 }
 
 /// The first that fits counts. A kernel that none fits is an error: say here what it must be.
@@ -45,6 +61,73 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         in_loop: &["STG*.128", "MUFU.EX2"],
         anywhere: &[],
         nowhere: &["IMMA", "HMMA", "BAR"],
+    },
+    // The native INT4 instruction, fed from shared memory while the copies of later stages run.
+    Expectation {
+        entry: "gemm_w4a4_tiled",
+        archs: INT4,
+        when: four_bits,
+        work: Some("IMMA.16864.U4.U4"),
+        in_loop: &["LDS.128", "LDGSTS*.128", "BAR.SYNC"],
+        anywhere: &["STG*.128"],
+        nowhere: &["IMMA.16832", "HMMA"],
+    },
+    Expectation {
+        entry: "gemm_w4a4_tiled",
+        archs: INT4,
+        when: eight_bits,
+        work: Some("IMMA.16832.U8.U8"),
+        in_loop: &["LDS.128", "LDGSTS*.128", "BAR.SYNC"],
+        anywhere: &["STG*.128"],
+        nowhere: &["IMMA.16864", "HMMA"],
+    },
+    // Weights from global memory into registers, past the first-level cache.
+    Expectation {
+        entry: "gemm_w4a4_stream",
+        archs: INT4,
+        when: four_bits,
+        work: Some("IMMA.16864.U4.U4"),
+        in_loop: &["LDG*.NA.128"],
+        anywhere: &["RED"],
+        nowhere: &["IMMA.16832", "HMMA"],
+    },
+    Expectation {
+        entry: "gemm_w4a4_stream",
+        archs: INT4,
+        when: eight_bits,
+        work: Some("IMMA.16832.U8.U8"),
+        in_loop: &["LDG*.NA.128"],
+        anywhere: &["RED"],
+        nowhere: &["IMMA.16864", "HMMA"],
+    },
+    // Bulk copies by one thread, weights unpacked from 16-byte reads, multiplied from registers.
+    Expectation {
+        entry: "gemm_w4a4_sm90",
+        archs: &[Arch::Sm90a],
+        when: always,
+        work: Some("IGMMA*.U8.U8"),
+        in_loop: &["LDS.128", "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR", "SYNCS.PHASECHK"],
+        anywhere: &["UBLKCP"],
+        nowhere: &["IMMA", "HMMA"],
+    },
+    // The rotations on tensor cores; the transposed loads of the second are the gather.
+    Expectation {
+        entry: "transform_quantize",
+        archs: &Arch::ALL,
+        when: always,
+        work: Some("HMMA.16816.F32"),
+        in_loop: &["LDSM*.MT88"],
+        anywhere: &["LDG*.128", "STG*.128"],
+        nowhere: &["IMMA"],
+    },
+    Expectation {
+        entry: "quantize_tokens",
+        archs: &Arch::ALL,
+        when: always,
+        work: Some("LDG*.128"),
+        in_loop: &[],
+        anywhere: &["SHFL.BFLY", "REDUX"],
+        nowhere: &["IMMA", "HMMA"],
     },
 ];
 
