@@ -6,7 +6,10 @@
 // the columns are those tokens in 8 / TOKENS segments of the channels. No column is wasted at one token, and
 // shared memory, 16 bytes a row for all eight columns, holds 28,672 channels on every chip.
 //
-// "row" r of column j is channel j % segments * rows + r of its token. Between rotations the values lie in shared memory as f16,
+// Values are kept 16 times smaller than they are: a power of two costs no precision down to 1e-3 (below it roundings are by at most
+// 2^-22), and moves f16's end from 65,504, which a massive outlier can reach, to a million.
+//
+// Row r of column j is channel j % segments * rows + r of its token. Between rotations the values lie in shared memory as f16,
 // [rows][8 columns]; the sums are f32. The permutation is where the results are stored.
 //
 // A lane 4 g + t always holds octets: eight neighbouring channels 8 t of a run of 32, of column g. They come so from global
@@ -24,6 +27,8 @@ constexpr u32 STRIPS = HADAMARD ? STEPS : SIZE == 256 ? 1 : SIZE == 128 ? 2 : ST
 // Warps that share a tile, SIZE rows of the eight columns.
 constexpr u32 TILE_WARPS = STEPS / STRIPS;
 constexpr u32 RUNS = SIZE / 32;
+
+constexpr f32 SHRINK = 1.0f / 16.0f, GROW = 16.0f;
 
 struct TransformQuantizeArgs {
     TokenSource<Input> source;
@@ -115,7 +120,7 @@ DEVICE void convert_run(u32 (&x)[4], const RawOctet<Input> &raw, const Transform
         f32 v[8];
         source_8(v, raw, args.source, column.token, channel, smaller(start + args.span, args.source.channels), column.factor);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) x[i] = pack_f16(v[2 * i], v[2 * i + 1]);
+        for (u32 i = 0; i < 4; i++) x[i] = pack_f16(v[2 * i] * SHRINK, v[2 * i + 1] * SHRINK);
     }
 }
 
@@ -182,7 +187,7 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
         const Quad q = load_16_constant(packed + 512 * i + 16 * lane_index());
         a[i][0] = q.x, a[i][1] = q.y, a[i][2] = q.z, a[i][3] = q.w;
     }
-    RawOctet<Input> raw;
+    RawOctet<Input> raw{};
     const bool gives = TILE_WARPS == 1 || warp.part < RUNS;
     if (FIRST && TILE_WARPS > 1 && gives && warp.group < args.tiles) fetch_run(raw, args, column, warp.group, warp.part);
     u32 turn = 0;
@@ -258,7 +263,7 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
     }
 }
 
-// The quantizer of the lane's column g in every lane. Ends behind a barrier; `parts` may be written after another.
+// The quantizer of the lane's column g, for values as they are kept, in every lane. Ends behind a barrier; `parts` may be written after another.
 DEVICE RowCoder coder_of(const TransformQuantizeArgs &args, const Shared &shared, Extremes extremes) {
     const u32 lane = lane_index(), warps = block_threads() / 32;
 #pragma unroll
@@ -298,10 +303,11 @@ DEVICE RowCoder coder_of(const TransformQuantizeArgs &args, const Shared &shared
             finite &= other_finite;
         }
     }
-    const RowCoder row = row_coder(args.sink.affine, low, high, finite);
+    const RowCoder row = row_coder(args.sink.affine, low * GROW, high * GROW, finite);
     const u32 g = lane / 4;
-    return {shuffle(row.scale, g),   shuffle(row.inverse_scale, g), shuffle(row.lowest, g),
-            shuffle(row.highest, g), shuffle(row.shift, g),         shuffle(row.marked, g)};
+    // x * (inverse * 16) is (x * 16) * inverse, bit for bit.
+    return {shuffle(row.scale, g),   shuffle(row.inverse_scale * GROW, g), shuffle(row.lowest, g),
+            shuffle(row.highest, g), shuffle(row.shift, g),                shuffle(row.marked, g)};
 }
 
 KERNEL(transform_quantize, TransformQuantizeArgs, 512, 1) {
@@ -378,6 +384,10 @@ KERNEL(transform_quantize, TransformQuantizeArgs, 512, 1) {
                 codes[w] = codes_of(row, x, live);
                 sum = sum_of(codes[w], sum);
             } else if (live > 0) {
+                if (sink.target == TARGET_FLOAT) {
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) x[i] = x[i] * GROW;
+                }
                 store_values(sink, column.token, channel, row, x, live);
             }
         }

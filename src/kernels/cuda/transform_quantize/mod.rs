@@ -27,8 +27,9 @@ use tiling::{PLAIN_THREADS, Rotation, Tiling};
 ///
 /// Rotations run on the tensor cores: a rotation's input, its matrix and its output are rounded to `f16` (a Hadamard's matrix
 /// is exact), sums are in `f32`. With `u = 2^-11` an output `y_j = sum_k x_k r_kj` is off by at most
-/// `sum_k |x_k| |r_kj| (2u + u^2) + u |y_j|` and the sums' `f32` rounding; what the quantizer gets is the last output in `f16`,
-/// which [`TransformTarget::Float`] shows exactly in `f32`. Values up to 65,504 are in range, at every step.
+/// `sum_k |x_k| |r_kj| (2u + u^2) + u |y_j|` and the sums' `f32` rounding, besides `2^-21` for each value below `2^-10`. What the
+/// quantizer gets is the last output so rounded, which [`TransformTarget::Float`] shows exactly in `f32`. Values up to 1,048,064
+/// are in range, at every step.
 ///
 /// A token whose transformed values hold NaN or infinity, or leave that range on their way, gets scale NaN, zero point 0, codes 0
 /// and row sum 0, and NaN throughout as [`TransformTarget::Dequantized`]. As [`TransformTarget::Float`] its values are what came
