@@ -33,6 +33,15 @@ struct Place {
 DEVICE u64 *full_barrier(u8 *shared, u32 stage) { return reinterpret_cast<u64 *>(shared + BARRIERS_AT) + stage; }
 DEVICE u64 *empty_barrier(u8 *shared, u32 stage) { return full_barrier(shared, STAGES + stage); }
 
+// Few tokens are one tile of tokens, for which each weight is read once.
+DEVICE void copy_weights(u8 *to, const u8 *from, u64 *full) {
+    if (TOKENS <= 64) {
+        copy_bulk_once(to, from, BLOCK_CHUNK, full);
+    } else {
+        copy_bulk(to, from, BLOCK_CHUNK, full);
+    }
+}
+
 // One thread: fills the stages.
 DEVICE void produce(const GemmArgs &args, u8 *shared) {
     Schedule schedule(args, TOKENS, BLOCKS);
@@ -55,7 +64,7 @@ DEVICE void produce(const GemmArgs &args, u8 *shared) {
 #pragma unroll
             for (u32 block = 0; block < BLOCKS; block++) {
                 u8 *to = stage + GROUPS * ATOM + block * BLOCK_CHUNK;
-                if (block < blocks) copy_bulk(to, weights + block * block_bytes, BLOCK_CHUNK, full);
+                if (block < blocks) copy_weights(to, weights + block * block_bytes, full);
             }
             codes += chunk_bytes;
             weights += BLOCK_CHUNK;

@@ -76,7 +76,11 @@ impl Ladder {
     /// The kernel for `tokens` tokens, and how the grid shares its tiles.
     pub(super) fn kernel(&self, tokens: usize) -> String {
         let Schedule { tile, grid, whole, split, .. } = self.shape.schedule(tokens.max(1) as u32, self.only);
-        format!("gemm_w4a4_sm90 {}x{} on {grid} blocks, {whole} tiles whole, {split} split", tile.channels, tile.tokens)
+        let Tile { channels, tokens, .. } = tile;
+        format!(
+            "gemm_w4a4 {channels}x{tokens} {} on {grid} blocks, {whole} tiles whole, {split} split",
+            kernel_of(tile)
+        )
     }
 
     /// One launch, for 1 to `m_max` tokens.
