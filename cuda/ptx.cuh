@@ -111,6 +111,7 @@ DEVICE void reduce_to(i32 *to, i32 value) {
     asm volatile("red.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 DEVICE void fence_device() { __threadfence(); }
+DEVICE u64 atomic_max(u64 *to, u64 value) { return atomicMax(to, value); }
 
 // --- asynchronous copies: shared memory holds nothing until the wait, and others see it after a barrier ---------------------
 

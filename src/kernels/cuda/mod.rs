@@ -7,10 +7,12 @@
 //! Memory is the host runtime's: operands are [`Address`]es in its context, work goes to its [`Stream`], and what is enqueued
 //! neither allocates nor waits, so that it may be captured in a CUDA graph.
 
+mod argmax;
 mod checks;
 mod chip;
 mod device;
 mod dtype;
+mod embedding;
 mod error;
 mod kernel;
 mod kv_cache;
@@ -19,9 +21,11 @@ mod memory;
 mod rms_norm;
 mod tokens;
 
+pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
 pub use chip::{Arch, Chip};
 pub use device::{Device, Function, MatrixProduct};
 pub use dtype::Dtype;
+pub use embedding::{EmbeddingDesc, EmbeddingPlan};
 pub use error::Error;
 pub use kernel::{Define, Kernel, SOURCES, Source};
 pub use kv_cache::{HEAD_DIMS, KvCache, KvLayout, KvOperand, PAGE, QueryLayout, QueryOperand, Sequence};
@@ -33,5 +37,5 @@ pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [argmax::kernels(), embedding::kernels(), rms_norm::kernels()].concat()
 }

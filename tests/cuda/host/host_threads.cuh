@@ -117,6 +117,11 @@ DEVICE u32 atomic_add(u32 *to, u32 value) {
 }
 DEVICE void reduce_to(i32 *to, i32 value) { atomic_add(to, value); }
 DEVICE void fence_device() {}
+DEVICE u64 atomic_max(u64 *to, u64 value) {
+    const u64 old = *to;
+    *to = old < value ? value : old;
+    return old;
+}
 
 DEVICE void copy_async_16_zero(void *shared, const void *global, u32 bytes) {
     host::check_aligned(shared, 16, "an asynchronous copy to");
