@@ -80,5 +80,10 @@ KERNEL(argmax, ArgmaxArgs, 256, 4) {
     const u32 id = mine == 0 ? 0 : ~static_cast<u32>(mine);
     args.ids[token] = id;
     if (args.next != nullptr) args.next[token] = id;
-    if (args.sequences != nullptr) args.sequences[token].position += args.sequences[token].tokens;
+    if (args.sequences != nullptr) {
+        Sequence *sequence = args.sequences + token;
+        sequence->position += sequence->tokens;
+        sequence->tokens = smaller(sequence->tokens, 1u);
+        sequence->first = token;
+    }
 }

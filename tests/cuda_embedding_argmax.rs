@@ -163,7 +163,7 @@ fn argmax_prepares_the_next_step() {
             let desc = ArgmaxDesc { m_max: tokens, columns, input: Dtype::F32 };
             let plan = ArgmaxPlan::plan(device.as_ref(), &desc).unwrap();
             let sequence =
-                |t: usize| Sequence { first: t as u32, tokens: 1 + t as u32 % 2, position: 60 + t as u32, table: 9 };
+                |t: usize| Sequence { first: 7 * t as u32, tokens: t as u32, position: 60 + t as u32, table: 9 };
             let before: Vec<Sequence> = (0..tokens).map(sequence).collect();
             let (logits, sequences) = (upload(&device, &bytes), upload(&device, &before));
             let [ids, next] = ["ids", "next"].map(|what| Buffer::new(&device, what, 4 * tokens as u64).unwrap());
@@ -174,9 +174,13 @@ fn argmax_prepares_the_next_step() {
             unsafe { plan.enqueue(device.as_ref(), STREAM, tokens, logits, to, step, scratch) }.unwrap();
             assert_eq!(download::<u32>(&ids, tokens), want);
             assert_eq!(download::<u32>(&next, tokens), want);
-            let after: Vec<Sequence> =
-                before.iter().map(|s| Sequence { position: s.position + s.tokens, ..*s }).collect();
-            assert_eq!(download::<Sequence>(&sequences, tokens), after);
+            let after = (0..tokens).map(|t| Sequence {
+                first: t as u32,
+                tokens: [0, 1, 1][t],
+                position: 60 + 2 * t as u32,
+                table: 9,
+            });
+            assert_eq!(download::<Sequence>(&sequences, tokens), after.collect::<Vec<_>>());
         }
     }
 }

@@ -27,7 +27,8 @@ pub struct ArgmaxDesc {
 pub struct NextStep {
     /// `[T]` of `u32`: token `t`'s choice once more, as the ids of the next embedding.
     pub ids: Address,
-    /// `[T]` of [`Sequence`](super::Sequence): the `tokens` of sequence `t` join its `position`.
+    /// `[T]` of [`Sequence`](super::Sequence): the `tokens` of sequence `t` join its `position`, and its next token is row `t`,
+    /// unless it had none.
     pub sequences: Address,
 }
 

@@ -23,7 +23,7 @@ mod tokens;
 
 pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
 pub use chip::{Arch, Chip};
-pub use device::{Device, Function, MatrixProduct};
+pub use device::{Device, Function, MatrixProduct, Replay};
 pub use dtype::Dtype;
 pub use embedding::{EmbeddingDesc, EmbeddingPlan};
 pub use error::Error;
