@@ -20,8 +20,7 @@ macro_rules! sources {
 
 sources![
     "affine.cuh",
-    "argmax.cu",
-    "embedding.cu",
+    "argmax.cu", "attention.cuh", "attention_decode.cu", "embedding.cu",
     "kernel.cuh",
     "kv_cache.cuh",
     "ptx.cuh",

@@ -8,6 +8,7 @@
 //! neither allocates nor waits, so that it may be captured in a CUDA graph.
 
 mod argmax;
+mod attention;
 mod checks;
 mod chip;
 mod device;
@@ -22,6 +23,7 @@ mod rms_norm;
 mod tokens;
 
 pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
+pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
 pub use chip::{Arch, Chip};
 pub use device::{Device, Function, MatrixProduct, Replay};
 pub use dtype::Dtype;
@@ -37,5 +39,5 @@ pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [argmax::kernels(), embedding::kernels(), rms_norm::kernels()].concat()
+    [argmax::kernels(), attention::kernels(), embedding::kernels(), rms_norm::kernels()].concat()
 }
