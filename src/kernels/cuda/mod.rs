@@ -15,6 +15,7 @@ mod device;
 mod dtype;
 mod embedding;
 mod error;
+mod gemm_w4a4;
 mod kernel;
 mod kv_cache;
 mod launch;
@@ -29,6 +30,7 @@ pub use device::{Device, Function, MatrixProduct, Replay};
 pub use dtype::Dtype;
 pub use embedding::{EmbeddingDesc, EmbeddingPlan};
 pub use error::Error;
+pub use gemm_w4a4::{GemmTile, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsOperand};
 pub use kernel::{Define, Kernel, SOURCES, Source};
 pub use kv_cache::{HEAD_DIMS, KvCache, KvLayout, KvOperand, PAGE, QueryLayout, QueryOperand, Sequence};
 pub use launch::{Launch, MAX_ARGUMENTS};
@@ -39,5 +41,5 @@ pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [argmax::kernels(), attention::kernels(), embedding::kernels(), rms_norm::kernels()].concat()
+    [argmax::kernels(), attention::kernels(), embedding::kernels(), gemm_w4a4::kernels(), rms_norm::kernels()].concat()
 }
