@@ -11,6 +11,7 @@
     reason = "each test file takes what it needs; a test fails and reports this way"
 )]
 
+pub(crate) mod capture;
 pub(crate) mod host;
 
 use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Stream};

@@ -2,6 +2,7 @@
 
 mod group;
 mod layer;
+mod prologue;
 mod scratch;
 mod state;
 mod step;
@@ -25,8 +26,10 @@ pub const CHUNK: usize = 2048;
 /// What the runner enqueues to: it has no stream of the host's to join.
 const STREAM: Stream = Stream::DEFAULT;
 
-/// A model in device memory.
-pub(super) struct Model {
+/// A model in device memory; its states share it.
+pub(super) struct Model(Arc<Core>);
+
+struct Core {
     device: Arc<dyn Device>,
     config: Config,
     kv: KvQuantizer,
@@ -57,46 +60,56 @@ impl Model {
     ) -> Result<Self, Error> {
         let config = checkpoint.config().clone();
         let types = Types { float, cache: if float == Dtype::F32 { Dtype::F16 } else { float } };
+        // Rows of a later chunk start at a multiple of 16 bytes.
+        let chunk = chunk.max(1).next_multiple_of(8);
         let layers = (0..config.layers)
             .map(|index| Layer::load(&device, checkpoint.layer(index)?, &config, index, chunk, float))
             .collect::<Result<_, Error>>()?;
-        let at = || "final norm".to_owned();
         let tables = Tables::load(&device, checkpoint, chunk, float)?;
+        let at = || "final norm".to_owned();
         let rows = RowsDesc { m_max: chunk, channels: config.hidden, input: float, output: tables.head_type() };
         let norm = RmsNormPlan::plan(device.as_ref(), &rows, config.norm_epsilon).at(at)?;
         let final_norm = Buffer::upload(&device, "final norm", &checkpoint.final_norm()?).at(at)?;
-        Ok(Self { kv: KvQuantizer::of(checkpoint), types, chunk, layers, norm, final_norm, tables, config, device })
+        let kv = KvQuantizer::of(checkpoint);
+        Ok(Self(Arc::new(Core { device, config, kv, types, chunk, layers, norm, final_norm, tables })))
     }
 
     pub(super) fn layer_bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<u64>() as usize
+        self.0.layers.iter().map(Layer::bytes).sum::<u64>() as usize
     }
 
     pub(super) fn table_bytes(&self) -> usize {
-        (self.tables.bytes() + self.final_norm.bytes()) as usize
+        (self.0.tables.bytes() + self.0.final_norm.bytes()) as usize
     }
 
     pub(super) fn kernels(&self, tokens: usize) -> Vec<String> {
-        let groups = self.layers.first().map_or(&[][..], |layer| &layer.groups);
+        let groups = self.0.layers.first().map_or(&[][..], |layer| &layer.groups);
         groups.iter().map(|group| group.kernel(tokens)).collect()
     }
 
     pub(super) fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(self, capacity)
+        State::new(&self.0, capacity)
     }
 
     /// Chunk by chunk; the hidden states of all tokens stay on the device.
     pub(super) fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {
-        state.forward(self, tokens)
+        self.check(state)?;
+        state.forward(tokens)
     }
 
     /// `rows` are within the tokens of the last `forward`.
-    pub(super) fn logits(&self, state: &mut State, rows: Range<usize>, logits: &mut [f32]) -> Result<(), Error> {
-        state.logits(self, rows, logits)
+    pub(super) fn logits(&self, state: &State, rows: Range<usize>, logits: &mut [f32]) -> Result<(), Error> {
+        self.check(state)?;
+        state.logits(rows, logits)
     }
 
     /// The likeliest token behind row `row`, the last one of the last `forward`; four bytes leave the device.
     pub(super) fn greedy(&self, state: &mut State, row: usize) -> Result<u32, Error> {
-        state.greedy(self, row)
+        self.check(state)?;
+        state.greedy(row)
+    }
+
+    fn check(&self, state: &State) -> Result<(), Error> {
+        if Arc::ptr_eq(&self.0, &state.core) { Ok(()) } else { Err(Error::State) }
     }
 }
