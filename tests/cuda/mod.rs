@@ -12,6 +12,7 @@
 )]
 
 pub(crate) mod capture;
+pub(crate) mod gemm;
 pub(crate) mod host;
 
 use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Stream};

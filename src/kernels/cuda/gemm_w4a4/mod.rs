@@ -9,6 +9,7 @@
 //! tokens wastes little. One packed layout ([`HostWeights`]) serves all chips and all numbers of tokens.
 
 mod pack;
+mod sm8x;
 mod tile;
 
 pub use pack::{HostWeights, PackedWeights, WeightsOperand};
@@ -51,7 +52,8 @@ impl GemmW4A4Desc {
             let bits = format!("{} by {} bits", self.weight_bits, self.activation_bits);
             return unsupported("k", format!("1 to {k_max} for {bits}, so that sums fit 32-bit integers"), self.k);
         }
-        Ok(())
+        check_range("m_max * n", self.m_max * self.n, 1, 1 << 40)?;
+        check_range("bytes of weights", self.weight_bytes() as usize, 1, 1 << 40)
     }
 }
 
@@ -83,19 +85,34 @@ pub(super) struct Operands {
 
 /// The kernels of one kind of tensor core, by the number of tokens.
 #[derive(Debug, Clone)]
-enum Family {}
+enum Family {
+    Mma(sm8x::Ladder),
+}
 
 impl Family {
+    fn new(device: &dyn Device, desc: &GemmW4A4Desc, output: Output, tile: Option<GemmTile>) -> Result<Self, Error> {
+        match device.chip().arch {
+            Arch::Sm80 | Arch::Sm86 | Arch::Sm89 => sm8x::Ladder::new(device, desc, output, tile).map(Self::Mma),
+            arch @ Arch::Sm90a => unsupported("arch", "sm_80, sm_86 or sm_89", arch.name()),
+        }
+    }
+
     fn workspace_bytes(&self) -> u64 {
-        match *self {}
+        match self {
+            Self::Mma(ladder) => ladder.workspace_bytes(),
+        }
     }
 
-    fn kernel(&self, _tokens: usize) -> String {
-        match *self {}
+    fn kernel(&self, tokens: usize) -> String {
+        match self {
+            Self::Mma(ladder) => ladder.kernel(tokens),
+        }
     }
 
-    fn launch(&self, _tokens: usize, _operands: &Operands) -> Launch {
-        match *self {}
+    fn launch(&self, tokens: usize, operands: &Operands) -> Launch {
+        match self {
+            Self::Mma(ladder) => ladder.launch(tokens, operands),
+        }
     }
 }
 
@@ -142,9 +159,8 @@ impl GemmW4A4Plan {
         tile: Option<GemmTile>,
     ) -> Result<Self, Error> {
         desc.check()?;
-        let arch = device.chip().arch;
-        let _ = (output, tile);
-        unsupported("arch", "sm_80, sm_86 or sm_89", arch.name())
+        let family = Family::new(device, desc, output, tile)?;
+        Ok(Self { desc: *desc, arch: device.chip().arch, family })
     }
 
     /// What was planned.
@@ -245,5 +261,5 @@ impl GemmW4A4Plan {
 
 /// Every kernel of the family.
 pub(super) fn kernels() -> Vec<Kernel> {
-    Vec::new()
+    sm8x::kernels()
 }
