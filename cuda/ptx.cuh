@@ -245,6 +245,17 @@ DEVICE u32 mul_f16x2(u32 a, u32 b) {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
+// Lane by lane the smaller and the larger half; a NaN stays one.
+DEVICE u32 minimum_nan_f16x2(u32 a, u32 b) {
+    u32 y;
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+DEVICE u32 maximum_nan_f16x2(u32 a, u32 b) {
+    u32 y;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
 
 DEVICE f32 fused(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 DEVICE f32 round_even(f32 x) { return rintf(x); }
@@ -262,5 +273,7 @@ DEVICE f32 f32_of(u32 x) { return __uint_as_float(x); }
 // Bytes of b:a (a is bytes 0 to 3) chosen by the nibbles of the selector.
 DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 DEVICE u32 popcount(u32 x) { return __popc(x); }
+// sum plus the four bytes of x.
+DEVICE u32 sum_bytes(u32 x, u32 sum) { return __dp4a(x, 0x01010101u, sum); }
 
 #endif

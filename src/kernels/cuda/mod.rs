@@ -22,6 +22,7 @@ mod launch;
 mod memory;
 mod rms_norm;
 mod tokens;
+mod transform_quantize;
 
 pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
@@ -37,9 +38,13 @@ pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
+pub use transform_quantize::{
+    SourceOperand, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape,
+    TransformTables, TransformTarget,
+};
 
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [argmax::kernels(), attention::kernels(), embedding::kernels(), gemm_w4a4::kernels(), rms_norm::kernels()].concat()
+    [argmax::kernels(), attention::kernels(), embedding::kernels(), gemm_w4a4::kernels(), rms_norm::kernels(), transform_quantize::kernels()].concat()
 }

@@ -197,6 +197,21 @@ DEVICE u32 sub_f16x2(u32 a, u32 b) {
 DEVICE u32 mul_f16x2(u32 a, u32 b) {
     return host::on_halves(a, b, 0, [](double x, double y, double) { return x * y; });
 }
+namespace host {
+inline u32 choose_halves(u32 a, u32 b, bool larger) {
+    u32 y = 0;
+    for (u32 shift = 0; shift < 32; shift += 16) {
+        const u16 p = static_cast<u16>(a >> shift), q = static_cast<u16>(b >> shift);
+        const f32 x = half_to_f32(p), z = half_to_f32(q);
+        const u16 chosen = std::isnan(x) || std::isnan(z) ? 0x7fff : (larger ? x > z : x < z) ? p : q;
+        y |= static_cast<u32>(chosen) << shift;
+    }
+    return y;
+}
+}  // namespace host
+
+DEVICE u32 minimum_nan_f16x2(u32 a, u32 b) { return host::choose_halves(a, b, false); }
+DEVICE u32 maximum_nan_f16x2(u32 a, u32 b) { return host::choose_halves(a, b, true); }
 DEVICE f32 fused(f32 a, f32 b, f32 c) { return std::fmaf(a, b, c); }
 DEVICE f32 round_even(f32 x) { return std::nearbyintf(x); }
 DEVICE i32 round_to_i32(f32 x) {
@@ -225,3 +240,4 @@ DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) {
     return y;
 }
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+DEVICE u32 sum_bytes(u32 x, u32 sum) { return sum + (x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24); }
