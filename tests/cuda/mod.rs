@@ -15,7 +15,7 @@ pub(crate) mod capture;
 pub(crate) mod gemm;
 pub(crate) mod host;
 
-use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Stream};
+use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Driver, Stream};
 use std::sync::Arc;
 
 /// The stream of the tests.
@@ -24,6 +24,11 @@ pub(crate) const STREAM: Stream = Stream::DEFAULT;
 /// What `test` runs on, one device for each of `archs` with a name for messages: the host shim, with few multiprocessors so that
 /// small shapes reach every path, or the GPU. Empty, with a word why, where there is no C++ compiler; in CI that is a failure.
 pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device>)> {
+    match std::env::var("DUQUANT_CUDA").as_deref() {
+        Ok("gpu") => return gpus(test, archs),
+        Ok(other) if other != "host" => panic!("DUQUANT_CUDA: expected gpu or host, got {other}"),
+        _ => {}
+    }
     match host::compiler() {
         Ok(_) => archs
             .iter()
@@ -38,6 +43,27 @@ pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device
             Vec::new()
         }
     }
+}
+
+/// The GPU with the kernels of its own family, if `archs` has one of them, and on Hopper also with those of the first family with
+/// INT4 tensor cores, which the compiler emulates there.
+fn gpus(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device>)> {
+    let open = || Driver::open(0).unwrap_or_else(|fault| panic!("{test}: DUQUANT_CUDA=gpu, but {fault}"));
+    let own = open().chip().arch;
+    let mut out = Vec::new();
+    let mut add = |driver: Driver| {
+        out.push((format!("{} on {}", driver.chip().arch.name(), driver.name()), Arc::new(driver) as Arc<dyn Device>));
+    };
+    if archs.iter().any(|arch| arch.has_int4() == own.has_int4()) {
+        add(open());
+    }
+    if let Some(&arch) = archs.iter().find(|arch| arch.has_int4() && !own.has_int4()) {
+        add(open().with_arch(arch).unwrap());
+    }
+    if out.is_empty() {
+        println!("skipped {test}: there is nothing in it for {}", own.name());
+    }
+    out
 }
 
 /// The device as one that is not shared.

@@ -1,5 +1,5 @@
 /// Floating-point type of an operand in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
     /// IEEE single precision.
     F32,

@@ -40,7 +40,7 @@ pub enum Error {
         /// The kernel with its defines.
         kernel: String,
         /// What it was compiled for.
-        arch: &'static str,
+        arch: String,
         /// NVRTC's version.
         version: String,
         /// What the compiler said.

@@ -6,12 +6,55 @@
 //!
 //! Memory is the host runtime's: operands are [`Address`]es in its context, work goes to its [`Stream`], and what is enqueued
 //! neither allocates nor waits, so that it may be captured in a CUDA graph.
+//!
+//! # What a host needs
+//!
+//! Nothing to build, and at run time NVIDIA's driver (525 or newer) and `libnvrtc`: `pip install nvidia-cuda-nvrtc`
+//! (`nvidia-cuda-nvrtc-cu12` for a driver of CUDA 12) or the toolkit, of which nothing else is used. [`Device::matrix_product`] also
+//! wants `libcublasLt`. Each is opened when it is first needed, and one that is missing is an [`Error::Library`] that says what to
+//! install and where it was looked for.
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `DUQUANT_NVRTC` | `libnvrtc`, or its folder; otherwise the loader's path, the toolkit's folders and Python's packages |
+//! | `DUQUANT_CUBIN_CACHE` | where machine code is kept; otherwise `duquant/cubins` in `$XDG_CACHE_HOME` or `~/.cache`; empty: nowhere |
+//! | `CUDA_VISIBLE_DEVICES` | the driver's: which devices there are |
+//!
+//! # In a host that has a context and a stream
+//!
+//! [`Driver::open`] retains the primary context, which the CUDA runtime and the frameworks above it use: their device addresses and
+//! streams are good as they are. A host with a context of its own lends it with [`Driver::borrow`].
+//!
+//! ```no_run
+//! use duquant::kernels::cuda::{Device, Driver, Dtype, Error, RmsNormPlan, RowsDesc, Stream};
+//! use std::ffi::c_void;
+//!
+//! /// RMSNorm of two tokens of 4096 channels in the host's memory, on its stream.
+//! ///
+//! /// # Safety
+//! /// A `CUcontext`, a `CUstream` in it, and addresses in it of `[2, 4096]` numbers in half precision and of `[4096]` weights in
+//! /// single precision.
+//! unsafe fn normalize(context: *mut c_void, stream: *mut c_void, x: u64, weight: u64) -> Result<(), Error> {
+//!     // SAFETY: the caller's context outlives the driver, which ends with this function.
+//!     let device = unsafe { Driver::borrow(context) }?;
+//!     let desc = RowsDesc { m_max: 2, channels: 4096, input: Dtype::F16, output: Dtype::F16 };
+//!     // Once, before any graph is captured: this compiles, or finds the machine code on disk, and loads it.
+//!     let plan = RmsNormPlan::plan(&device, &desc, 1e-5)?;
+//!     let stream = Stream::from_raw(stream);
+//!     // SAFETY: the caller's operands; they live until the stream has been waited for.
+//!     unsafe { plan.enqueue(&device, stream, 2, x, weight, x) }?;
+//!     // The kernel must not be unloaded before it has run.
+//!     device.synchronize(stream)
+//! }
+//! ```
 
 mod argmax;
 mod attention;
 mod checks;
 mod chip;
+mod cubins;
 mod device;
+mod driver;
 mod dtype;
 mod embedding;
 mod error;
@@ -19,7 +62,9 @@ mod gemm_w4a4;
 mod kernel;
 mod kv_cache;
 mod launch;
+mod library;
 mod memory;
+mod nvrtc;
 mod rms_norm;
 mod tokens;
 mod transform_quantize;
@@ -27,7 +72,10 @@ mod transform_quantize;
 pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
 pub use chip::{Arch, Chip};
+pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct, Replay};
+pub use device::{Device, Function, MatrixProduct};
+pub use driver::{Driver, Event, Graph, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
 pub use embedding::{EmbeddingDesc, EmbeddingPlan};
 pub use error::Error;
@@ -36,6 +84,7 @@ pub use kernel::{Define, Kernel, SOURCES, Source};
 pub use kv_cache::{HEAD_DIMS, KvCache, KvLayout, KvOperand, PAGE, QueryLayout, QueryOperand, Sequence};
 pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
+pub use nvrtc::Compiler;
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 pub use transform_quantize::{

@@ -122,7 +122,7 @@ impl Device for HostDevice {
         }
         let library = compile(kernel, &self.chip).map_err(|log| Error::Compile {
             kernel: kernel.to_string(),
-            arch: self.chip.arch.name(),
+            arch: self.chip.arch.name().into(),
             version: "the host's".into(),
             log,
         })?;
