@@ -72,7 +72,10 @@ enum Name {
 
 impl BackendArgs {
     /// The processor at its best.
-    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), expect(clippy::unnecessary_wraps, reason = "a device may be missing"))]
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        expect(clippy::unnecessary_wraps, reason = "a device may be missing")
+    )]
     pub(super) fn open(&self) -> Result<Backend> {
         match self.backend {
             Name::Cpu => Ok(Backend::Cpu(Isa::best())),
@@ -95,7 +98,9 @@ impl BackendArgs {
                     Some(FloatName::F16) => wgpu::Dtype::F16,
                     None | Some(FloatName::F32) => wgpu::Dtype::F32,
                     #[cfg(feature = "cuda")]
-                    Some(FloatName::Bf16) => anyhow::bail!("--float: expected f32 or f16 with --backend wgpu, got bf16"),
+                    Some(FloatName::Bf16) => {
+                        anyhow::bail!("--float: expected f32 or f16 with --backend wgpu, got bf16")
+                    }
                 };
                 Ok(Backend::Wgpu { gpu: Arc::new(gpu.with_arithmetic(arithmetic)?), float })
             }

@@ -1,9 +1,7 @@
 //! A device that captures: what is enqueued to the stream of a capture is noted down, and runs when it is replayed. On a GPU the
 //! driver does that; here it shows that a captured step takes everything that changes from device memory.
 
-use duquant::kernels::cuda::{
-    Address, Chip, Device, Error, Function, Kernel, Launch, MatrixProduct, Replay, Stream,
-};
+use duquant::kernels::cuda::{Address, Chip, Device, Error, Function, Kernel, Launch, MatrixProduct, Replay, Stream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -104,7 +102,11 @@ impl Device for Capturing {
     }
 
     fn copy(&self, stream: Stream, from: Address, to: Address, bytes: u64) -> Result<(), Error> {
-        if self.note(stream, || Note::Copy(from, to, bytes)) { Ok(()) } else { self.shared.inner.copy(stream, from, to, bytes) }
+        if self.note(stream, || Note::Copy(from, to, bytes)) {
+            Ok(())
+        } else {
+            self.shared.inner.copy(stream, from, to, bytes)
+        }
     }
 
     fn fill(&self, stream: Stream, address: Address, byte: u8, bytes: u64) -> Result<(), Error> {

@@ -20,7 +20,23 @@ macro_rules! sources {
 
 sources![
     "affine.cuh",
-    "argmax.cu", "attention.cuh", "attention_decode.cu", "embedding.cu", "gemm_w4a4.cuh", "gemm_w4a4_mma.cuh", "gemm_w4a4_stream.cu", "gemm_w4a4_tiled.cu", "kernel.cuh", "kv_cache.cuh", "ptx.cuh", "quantize_tokens.cu", "rms_norm.cu", "rows.cuh", "token_sink.cuh", "token_source.cuh", "transform_quantize.cu",
+    "argmax.cu",
+    "attention.cuh",
+    "attention_decode.cu",
+    "embedding.cu",
+    "gemm_w4a4.cuh",
+    "gemm_w4a4_mma.cuh",
+    "gemm_w4a4_stream.cu",
+    "gemm_w4a4_tiled.cu",
+    "kernel.cuh",
+    "kv_cache.cuh",
+    "ptx.cuh",
+    "quantize_tokens.cu",
+    "rms_norm.cu",
+    "rows.cuh",
+    "token_sink.cuh",
+    "token_source.cuh",
+    "transform_quantize.cu",
     "types.cuh",
 ];
 

@@ -74,7 +74,6 @@ pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
 pub use device::{Device, Function, MatrixProduct, Replay};
-pub use device::{Device, Function, MatrixProduct};
 pub use driver::{Driver, Event, Graph, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
 pub use embedding::{EmbeddingDesc, EmbeddingPlan};
@@ -95,5 +94,13 @@ pub use transform_quantize::{
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [argmax::kernels(), attention::kernels(), embedding::kernels(), gemm_w4a4::kernels(), rms_norm::kernels(), transform_quantize::kernels()].concat()
+    [
+        argmax::kernels(),
+        attention::kernels(),
+        embedding::kernels(),
+        gemm_w4a4::kernels(),
+        rms_norm::kernels(),
+        transform_quantize::kernels(),
+    ]
+    .concat()
 }

@@ -68,8 +68,7 @@ impl Group {
             (Some(matrices), Some(Affine { bits: activation_bits, .. })) => {
                 let weight_bits = matrices.iter().map(|matrix| matrix.bits).max().unwrap_or(WEIGHT_BITS);
                 let (out, with_bias) = (float, bias.is_some());
-                let desc =
-                    GemmW4A4Desc { m_max, n, k, weight_bits, activation_bits, out, bias: with_bias, accumulate };
+                let desc = GemmW4A4Desc { m_max, n, k, weight_bits, activation_bits, out, bias: with_bias, accumulate };
                 let plan = GemmW4A4Plan::plan(device.as_ref(), &desc).at(at)?;
                 let weights = plan.pack_stacked(device, &matrices, bias.as_deref()).at(at)?;
                 Compute::Integer { plan, weights }

@@ -11,7 +11,10 @@ use std::sync::Arc;
 /// One of the kernels, by what there is to do: the floating-point baseline pays for no transform that it has not.
 pub(super) enum Prologue {
     /// Norm or SwiGLU, transform, and quantizer where there is one.
-    Transform { plan: TransformQuantizePlan, tables: TransformTables },
+    Transform {
+        plan: TransformQuantizePlan,
+        tables: TransformTables,
+    },
     RmsNorm(RmsNormPlan),
     SiluMul(SiluMulPlan),
     /// The tokens are the GEMM's input as they are.

@@ -71,7 +71,8 @@ impl State {
             float: types.cache,
         };
         let (heads, tokens_max, sequences_max) = (config.heads, chunk, 1);
-        let desc = RopeHadamardQuantizeDesc { heads, tokens_max, sequences_max, positions: room, input: types.float, cache };
+        let desc =
+            RopeHadamardQuantizeDesc { heads, tokens_max, sequences_max, positions: room, input: types.float, cache };
         let rope = RopeHadamardQuantizePlan::plan(device.as_ref(), &desc).at(at)?;
         let (context_max, window, out) = (pages * PAGE, config.sliding_window, types.float);
         let desc = AttentionDesc { heads, tokens_max, sequences_max, context_max, window, out, cache };
@@ -81,7 +82,8 @@ impl State {
         let pages = Buffer::upload(device, "page table", &(0..pages as u32).collect::<Vec<_>>()).at(at)?;
         let rows = ROWS.min(chunk);
         let scratch = Scratch::new(core, chunk, rows, &cache, &plan)?;
-        let caches = layers.iter().map(|_| KvCache::new(device, cache)).collect::<Result<_, _>>().at(|| "KV cache".into())?;
+        let caches =
+            layers.iter().map(|_| KvCache::new(device, cache)).collect::<Result<_, _>>().at(|| "KV cache".into())?;
         Ok(Self {
             core: Arc::clone(core),
             length: 0,
