@@ -26,6 +26,7 @@ sources![
     "kv_cache.cuh",
     "ptx.cuh",
     "rms_norm.cu",
+    "rope_hadamard_quantize.cu",
     "rows.cuh",
     "types.cuh",
 ];
