@@ -33,6 +33,7 @@ sources![
     "ptx.cuh",
     "quantize_tokens.cu",
     "rms_norm.cu",
+    "rope_hadamard_quantize.cu",
     "rows.cuh",
     "token_sink.cuh",
     "token_source.cuh",

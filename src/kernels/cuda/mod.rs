@@ -66,6 +66,7 @@ mod library;
 mod memory;
 mod nvrtc;
 mod rms_norm;
+mod rope_hadamard_quantize;
 mod tokens;
 mod transform_quantize;
 
@@ -85,6 +86,9 @@ pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
 pub use nvrtc::Compiler;
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
+pub use rope_hadamard_quantize::{
+    RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, rope_buffer,
+};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 pub use transform_quantize::{
     SourceOperand, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape,
@@ -100,6 +104,7 @@ pub fn kernels() -> Vec<Kernel> {
         embedding::kernels(),
         gemm_w4a4::kernels(),
         rms_norm::kernels(),
+        rope_hadamard_quantize::kernels(),
         transform_quantize::kernels(),
     ]
     .concat()
