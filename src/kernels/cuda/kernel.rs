@@ -18,7 +18,17 @@ macro_rules! sources {
     };
 }
 
-sources!["affine.cuh", "kernel.cuh", "kv_cache.cuh", "ptx.cuh", "rms_norm.cu", "rows.cuh", "types.cuh",];
+sources![
+    "affine.cuh",
+    "attention.cuh",
+    "attention_decode.cu",
+    "kernel.cuh",
+    "kv_cache.cuh",
+    "ptx.cuh",
+    "rms_norm.cu",
+    "rows.cuh",
+    "types.cuh",
+];
 
 /// A macro that a kernel is compiled with, `-Dname=value`.
 pub type Define = (&'static str, u32);

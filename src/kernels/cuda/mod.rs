@@ -7,6 +7,7 @@
 //! Memory is the host runtime's: operands are [`Address`]es in its context, work goes to its [`Stream`], and what is enqueued
 //! neither allocates nor waits, so that it may be captured in a CUDA graph.
 
+mod attention;
 mod checks;
 mod chip;
 mod device;
@@ -19,6 +20,7 @@ mod memory;
 mod rms_norm;
 mod tokens;
 
+pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
 pub use chip::{Arch, Chip};
 pub use device::{Device, Function, MatrixProduct};
 pub use dtype::Dtype;
@@ -33,5 +35,5 @@ pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [attention::kernels(), rms_norm::kernels()].concat()
 }
