@@ -9,32 +9,18 @@
 #include "attention_prefill.cuh"
 #include "rows.cuh"
 
-struct PrefillArgs {
-    const u8 *queries;               // [T, H] rows: a code a byte, or FLOAT
-    const TokenParams *query_params; // [T, H]
-    const u8 *keys;                  // [pages, Hkv, 64] rows
-    const u8 *values;
-    const KvParams *params;
-    const Sequence *sequences;
-    const u32 *page_table;
-    void *out;                       // [T, H D]
-    u32 kv_heads;
-    u32 group;                       // H / Hkv
-    u32 window;                      // at least 1; 2^31 for none
-    u32 out_type;                    // DTYPE_..
-    f32 factor;                      // log2 e / sqrt(D)
-    u32 unused;
-};
-
 constexpr f32 LEAST = -3.40282347e+38f;
+// More than any context; the difference of two positions that wraps is larger still.
+constexpr u32 NO_WINDOW = 1u << 31;
 constexpr u32 BUFFERS = CODES ? 2 : 1;
+static_assert(CODES || SPAN == KEYS, "keys and values of one buffer are fetched in turns");
 
 // Shared memory: keys, values, and what is known of the keys' rows.
 constexpr u32 KEY_BYTES = KEYS * KEY_STRIDE, VALUE_BYTES = KEYS * VALUE_STRIDE;
 constexpr u32 PAIR_BYTES = CODES ? KEYS / 2 * sizeof(KeyPair) : 0;
 constexpr u32 BUFFER_BYTES = KEY_BYTES + VALUE_BYTES + PAIR_BYTES;
 constexpr u32 RAW_BYTES = CODES ? KEYS * sizeof(KvParams) : 0;
-static_assert(SHARED == BUFFERS * BUFFER_BYTES + RAW_BYTES, "as prefill.rs counts it");
+static_assert(SHARED_BYTES == BUFFERS * BUFFER_BYTES + RAW_BYTES, "as prefill.rs counts it");
 
 // What a lane knows of its rows, g and 8 + g of each tile.
 struct Rows {
@@ -156,7 +142,7 @@ DEVICE void grow(Rows &rows, Sums &sums, const f32 (&y)[TILES][SPAN / 8][4]) {
         for (u32 h = 0; h < 2; h++) rows.total[m][h] *= shrink[m][h];
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            sums.zero[m][i] *= shrink[m][i / 2];
+            if (CODES) sums.zero[m][i] *= shrink[m][i / 2];
 #pragma unroll
             for (u32 f = 0; f < FRAGMENTS; f++) sums.value[m][f][i] *= shrink[m][i / 2];
         }
@@ -181,9 +167,10 @@ DEVICE void mask(f32 (&y)[TILES][SPAN / 8][4], const u32 (&position)[TILES][2], 
 
 #include "attention_prefill_out.cuh"
 
-KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
+KERNEL(attention_prefill, AttentionArgs, THREADS, BLOCKS) {
     const Sequence sequence = args.sequences[block_z()];
-    const u32 count = sequence.tokens * args.group;
+    const u32 group = args.heads / args.kv_heads, count = sequence.tokens * group;
+    const u32 window = smaller(args.window, NO_WINDOW);
     // The last rows see the most: they begin first.
     const u32 block_row = (grid_x() - 1 - block_x()) * ROWS;
     if (block_row >= count) return;
@@ -191,8 +178,8 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
     const u32 first_row = block_row + warp_index() * 16 * TILES;
 
     // The pages that the block sees, and of them those that the warp does.
-    const auto position_of = [&](u32 row) { return sequence.position + smaller(row, count - 1) / args.group; };
-    const auto first_seen = [&](u32 position) { return position < args.window ? 0 : position + 1 - args.window; };
+    const auto position_of = [&](u32 row) { return sequence.position + smaller(row, count - 1) / group; };
+    const auto first_seen = [&](u32 position) { return position < window ? 0 : position + 1 - window; };
     const u32 end = position_of(block_row + ROWS - 1) / KEYS + 1;
     const u32 warp_first = position_of(first_row), warp_last = position_of(first_row + 16 * TILES - 1);
     const bool idle = first_row >= count;
@@ -207,13 +194,13 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
         for (u32 h = 0; h < 2; h++) {
             const u32 row = first_row + 16 * m + 8 * h + lane / 4;
             const bool there = row < count;
-            const u64 query = query_row(args, sequence, kv_head, smaller(row, count - 1));
-            load_queries(q[m], h, args.queries + query * (HEAD_DIM * (CODES ? 1 : 2)), there);
+            const u64 query = query_row(sequence, args.heads, group, kv_head, smaller(row, count - 1));
+            load_queries(q[m], h, args.query_codes + query * (HEAD_DIM * (CODES ? 1 : 2)), there);
             rows.most[m][h] = LEAST;
             rows.total[m][h] = 0.0f;
-            rows.scale[m][h] = args.factor;
+            rows.scale[m][h] = args.score_scale;
 #if KEY_BITS != 16
-            const TokenParams params = args.query_params[query];
+            const TokenParams params = reinterpret_cast<const TokenParams *>(args.query_params)[query];
             rows.scale[m][h] *= params.scale;
             rows.sum[m][h] = static_cast<Whole>(params.row_sum - static_cast<i32>(HEAD_DIM) * params.zero_point);
             rows.zero[m][h] = static_cast<Whole>(params.zero_point);
@@ -221,7 +208,7 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
         }
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            sums.zero[m][i] = 0.0f;
+            if (CODES) sums.zero[m][i] = 0.0f;
 #pragma unroll
             for (u32 f = 0; f < FRAGMENTS; f++) sums.value[m][f][i] = 0.0f;
         }
@@ -231,27 +218,27 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
     const u32 *const table = args.page_table + sequence.table;
     const u32 context = sequence.position + sequence.tokens;
     const auto row_of = [&](u32 page, u32 at) { return kv_row(page, args.kv_heads, kv_head, at * KEYS); };
-    const auto copy_keys = [&](u8 *buffer, u64 row) {
-        copy_tile<KEY_ROW, KEY_STRIDE, false>(buffer, args.keys + row * KEY_ROW, KEYS);
+    const auto copy_keys = [&](u8 *buffer, u32 page, u32 at) {
+        copy_tile<KEY_ROW, KEY_STRIDE, false>(buffer, args.keys + row_of(page, at) * KEY_ROW, KEYS);
     };
     // What was never written may be NaN, which the weight 0 would not hide.
-    const auto copy_values = [&](u8 *buffer, u64 row, u32 at) {
-        copy_tile<VALUE_ROW, VALUE_STRIDE, !CODES>(buffer + KEY_BYTES, args.values + row * VALUE_ROW, context - at * KEYS);
+    const auto copy_values = [&](u8 *buffer, u32 page, u32 at) {
+        const u8 *const from = args.values + row_of(page, at) * VALUE_ROW;
+        copy_tile<VALUE_ROW, VALUE_STRIDE, !CODES>(buffer + KEY_BYTES, from, context - at * KEYS);
     };
-
     KvParams *const raw = reinterpret_cast<KvParams *>(shared + BUFFERS * BUFFER_BYTES) + thread_index();
     const bool has_key = CODES && thread_index() < KEYS;
-    const auto copy_codes = [&](u8 *buffer, u64 row, u32 at) {
-        copy_keys(buffer, row);
-        copy_values(buffer, row, at);
-        if (has_key) copy_async_16(raw, args.params + row + thread_index());
+    const auto copy_codes = [&](u8 *buffer, u32 page, u32 at) {
+        copy_keys(buffer, page, at);
+        copy_values(buffer, page, at);
+        if (has_key) copy_async_16(raw, args.cache_params + row_of(page, at) + thread_index());
     };
 
-    u64 row = row_of(table[tile * KEYS / PAGE], tile);
+    u32 page = table[tile * KEYS / PAGE];
     if (CODES) {
-        copy_codes(shared, row, tile);
+        copy_codes(shared, page, tile);
     } else {
-        copy_keys(shared, row);
+        copy_keys(shared, page, tile);
     }
     copy_async_commit();
     u32 next_page = tile + 1 < end ? table[(tile + 1) * KEYS / PAGE] : 0;
@@ -260,18 +247,18 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
         u8 *const buffer = shared + turn * BUFFER_BYTES;
         KeyPair *const all_pairs = reinterpret_cast<KeyPair *>(buffer + KEY_BYTES + VALUE_BYTES);
         const bool more = tile + 1 < end;
-        const u64 next_row = row_of(next_page, tile + 1);
         copy_async_wait<0>();
         if (has_key) put_key(all_pairs, *raw);
         // Everybody has the tile, and nobody reads the one before.
         sync_block();
-        if (tile + 2 < end) next_page = table[(tile + 2) * KEYS / PAGE];
         if (CODES) {
-            if (more) copy_codes(shared + (turn ^ 1) * BUFFER_BYTES, next_row, tile + 1);
+            if (more) copy_codes(shared + (turn ^ 1) * BUFFER_BYTES, next_page, tile + 1);
         } else {
-            copy_values(buffer, row, tile);
+            copy_values(buffer, page, tile);
         }
         copy_async_commit();
+        page = next_page;
+        if (tile + 2 < end) next_page = table[(tile + 2) * KEYS / PAGE];
 
         const u32 first_key = tile * KEYS;
         const bool seen = !idle && first_key <= warp_last && first_key + KEYS > first_seen(warp_first);
@@ -280,14 +267,16 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
         for (u32 span = 0; span < KEYS; span += SPAN) {
             const KeyPair *pairs = all_pairs + span / 2;
             Dot dots[TILES][SPAN / 8][4];
-            if (seen) dot_products(dots, q, buffer + (span + lane) * KEY_STRIDE);
+            if (CODES && !seen) break;
+            dot_products(dots, q, buffer + (span + lane) * KEY_STRIDE);
             if (!CODES) {
+                // The values have come, and nobody reads the keys.
                 copy_async_wait<0>();
                 sync_block();
-                if (more) copy_keys(shared, next_row);
+                if (more) copy_keys(shared, page, tile + 1);
                 copy_async_commit();
+                if (!seen) break;
             }
-            if (!seen) continue;
             f32 y[TILES][SPAN / 8][4];
             u32 p[TILES][SPAN / 16][4];
             exponents(y, dots, rows, pairs);
@@ -297,7 +286,7 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
                 for (u32 m = 0; m < TILES; m++) {
                     for (u32 h = 0; h < 2; h++) position[m][h] = position_of(first_row + 16 * m + 8 * h + lane / 4);
                 }
-                mask(y, position, first_key + span, args.window);
+                mask(y, position, first_key + span, window);
             }
             grow(rows, sums, y);
             if (masked) {
@@ -308,7 +297,6 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
             weigh_values(sums.value, p, buffer + KEY_BYTES + (span + lane) * VALUE_STRIDE);
             if (CODES) weigh_zeros(sums.zero, p, pairs);
         }
-        row = next_row;
     }
     // The last tile's copy of nothing.
     copy_async_wait<0>();
@@ -321,7 +309,7 @@ KERNEL(attention_prefill, PrefillArgs, THREADS, BLOCKS) {
             total += shuffle_xor(total, 1);
             total += shuffle_xor(total, 2);
             const u32 at = first_row + 16 * m + 8 * h + lane / 4;
-            if (at < count) write_row(args, query_row(args, sequence, kv_head, at), sums, m, h, reciprocal(total));
+            if (at < count) write_row(args, query_row(sequence, args.heads, group, kv_head, at), sums, m, h, reciprocal(total));
         }
     }
 }

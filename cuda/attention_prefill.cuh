@@ -9,7 +9,7 @@
 // and multiplied as such: no conversion, and no zero point, which meets the weights in a column of its own.
 #pragma once
 
-#include "kv_cache.cuh"
+#include "attention.cuh"
 
 constexpr bool CODES = KEY_BITS != 16;
 static_assert(CODES == (VALUE_BITS != 16), "both are quantized, or neither");
@@ -189,17 +189,25 @@ DEVICE void weigh_values(f32 (&o)[TILES][FRAGMENTS][4], const u32 (&p)[TILES][SP
 template <u32 ROW, u32 STRIDE, bool ZEROS>
 DEVICE void copy_tile(u8 *to, const u8 *from, u32 count) {
     constexpr u32 UNIT = ROW % 16 == 0 ? 16 : 8, UNITS = ROW / UNIT;
+    // A thread keeps its column and steps by constants.
+    constexpr u32 ACROSS = UNITS % 8 == 0 ? 8 : UNITS > 2 ? 4 : 2, DOWN = THREADS / ACROSS;
+    const u32 row = thread_index() / ACROSS, unit = thread_index() % ACROSS;
+    to += row * STRIDE + unit * UNIT;
+    from += row * ROW + unit * UNIT;
 #pragma unroll
-    for (u32 first = 0; first < KEYS * UNITS; first += THREADS) {
-        const u32 i = first + thread_index();
-        if (KEYS * UNITS % THREADS != 0 && i >= KEYS * UNITS) break;
-        u8 *at = to + i / UNITS * STRIDE + i % UNITS * UNIT;
-        if constexpr (UNIT == 8) {
-            copy_async_8(at, from + i * UNIT);
-        } else if constexpr (ZEROS) {
-            copy_async_16_zero(at, from + i * UNIT, i / UNITS < count ? 16 : 0);
-        } else {
-            copy_async_16(at, from + i * UNIT);
+    for (u32 down = 0; down < KEYS; down += DOWN) {
+#pragma unroll
+        for (u32 across = 0; across < UNITS; across += ACROSS) {
+            if (UNITS % ACROSS != 0 && across + unit >= UNITS) continue;
+            u8 *at = to + down * STRIDE + across * UNIT;
+            const u8 *source = from + down * ROW + across * UNIT;
+            if constexpr (UNIT == 8) {
+                copy_async_8(at, source);
+            } else if constexpr (ZEROS) {
+                copy_async_16_zero(at, source, down + row < count ? 16 : 0);
+            } else {
+                copy_async_16(at, source);
+            }
         }
     }
 }

@@ -2,9 +2,8 @@
 #pragma once
 
 // Row of [T, H] of a row of the sequence: its heads of the group, token by token.
-DEVICE u64 query_row(const PrefillArgs &args, const Sequence &sequence, u32 kv_head, u32 row) {
-    const u64 token = sequence.first + row / args.group;
-    return (token * args.kv_heads + kv_head) * args.group + row % args.group;
+DEVICE u64 query_row(const Sequence &sequence, u32 heads, u32 group, u32 kv_head, u32 row) {
+    return static_cast<u64>(sequence.first + row / group) * heads + kv_head * group + row % group;
 }
 
 // zero += p z over SPAN tokens, the same in all columns.
@@ -53,7 +52,7 @@ DEVICE void store_numbers(void *out, u32 type, u64 at, const f32 (&x)[N]) {
 }
 
 // Half h of tile m: a lane has 2 PER_PIECE neighbouring channels of each piece.
-DEVICE void write_row(const PrefillArgs &args, u64 row, const Sums &sums, u32 m, u32 h, f32 inverse) {
+DEVICE void write_row(const AttentionArgs &args, u64 row, const Sums &sums, u32 m, u32 h, f32 inverse) {
     constexpr u32 N = 2 * PER_PIECE;
     // Codes went in as multiples of 2^-24.
     const f32 unit = CODES ? 16777216.0f * inverse : inverse;
