@@ -93,6 +93,7 @@ DEVICE i32 load_fresh(const i32 *from) {
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
     return value;
 }
+DEVICE f32 load_fresh(const f32 *from) { return __uint_as_float(static_cast<u32>(load_fresh(reinterpret_cast<const i32 *>(from)))); }
 DEVICE Quad load_16_fresh(const void *from) {
     Quad q;
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -202,6 +203,13 @@ DEVICE void mma_bf16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// An 8 x 8 matrix of 16 bits, held as one register of a fragment, turned.
+DEVICE u32 transpose_matrix(u32 row) {
+    u32 column;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+    return column;
+}
+
 // --- arithmetic: nothing is contracted (--fmad=false), division and square root are IEEE's ----------------------------------
 
 DEVICE f32 to_f32(f32 x) { return x; }
@@ -294,5 +302,7 @@ DEVICE f32 f32_of(u32 x) { return __uint_as_float(x); }
 // Bytes of b:a (a is bytes 0 to 3) chosen by the nibbles of the selector.
 DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 DEVICE u32 popcount(u32 x) { return __popc(x); }
+// Bits below the lowest that is set; of a number that is not 0.
+DEVICE u32 trailing_zeros(u32 x) { return static_cast<u32>(__ffs(static_cast<i32>(x)) - 1); }
 
 #endif

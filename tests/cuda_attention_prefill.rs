@@ -4,12 +4,12 @@
 
 mod cuda;
 mod oracle;
-mod paged;
+mod cache;
 
 use cuda::devices;
 use duquant::kernels::cuda::{Arch, Dtype};
 use oracle::Random;
-use paged::{Case, Memory, Span};
+use cache::{Case, Memory, Span};
 
 const SMALL: f64 = 1.0 / (1 << 24) as f64;
 

@@ -29,6 +29,7 @@ sources![
     "kv_cache.cuh",
     "ptx.cuh",
     "rms_norm.cu",
+    "rope_hadamard_quantize.cu",
     "rows.cuh",
     "types.cuh",
 ];

@@ -18,6 +18,7 @@ mod kv_cache;
 mod launch;
 mod memory;
 mod rms_norm;
+mod rope_hadamard_quantize;
 mod tokens;
 
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
@@ -30,10 +31,13 @@ pub use kv_cache::{HEAD_DIMS, KvCache, KvLayout, KvOperand, PAGE, QueryLayout, Q
 pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
+pub use rope_hadamard_quantize::{
+    RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, rope_buffer,
+};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
 
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [attention::kernels(), rms_norm::kernels()].concat()
+    [attention::kernels(), rms_norm::kernels(), rope_hadamard_quantize::kernels()].concat()
 }

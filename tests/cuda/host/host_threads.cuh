@@ -105,6 +105,7 @@ DEVICE void store_8(void *to, Pair p) {
     std::memcpy(to, &p, 8);
 }
 DEVICE i32 load_fresh(const i32 *from) { return *from; }
+DEVICE f32 load_fresh(const f32 *from) { return *from; }
 DEVICE i32 atomic_add(i32 *to, i32 value) {
     const i32 old = *to;
     *to = static_cast<i32>(static_cast<u32>(old) + static_cast<u32>(value));
@@ -233,3 +234,4 @@ DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) {
     return y;
 }
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+DEVICE u32 trailing_zeros(u32 x) { return static_cast<u32>(__builtin_ctz(x)); }
