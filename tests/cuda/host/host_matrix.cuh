@@ -104,6 +104,14 @@ DEVICE void mma_u8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     host::Mma mine{d, a, b};
     host::meet("mma_u8", &mine, host::mma_integers<8>);
 }
+DEVICE void mma_u4_from(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], i32 start) {
+    for (i32 &x : d) x = start;
+    mma_u4(d, a, b);
+}
+DEVICE void mma_u8_from(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], i32 start) {
+    for (i32 &x : d) x = start;
+    mma_u8(d, a, b);
+}
 DEVICE void mma_f16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     host::Mma mine{d, a, b};
     host::meet("mma_f16", &mine, host::mma_halves<host::half_to_f32>);

@@ -132,6 +132,13 @@ DEVICE void copy_async_16_zero(void *shared, const void *global, u32 bytes) {
     host::block->current->issued.push_back({static_cast<u8 *>(shared), static_cast<const u8 *>(global), bytes, 16});
 }
 DEVICE void copy_async_16(void *shared, const void *global) { copy_async_16_zero(shared, global, 16); }
+DEVICE void copy_async_8(void *shared, const void *global) {
+    host::check_aligned(shared, 8, "copy_async_8 to shared memory");
+    host::check_aligned(global, 8, "copy_async_8");
+    host::check_shared(shared, 8, "copy_async_8");
+    std::memset(shared, 0xa5, 8);
+    host::block->current->issued.push_back({static_cast<u8 *>(shared), static_cast<const u8 *>(global), 8, 8});
+}
 DEVICE void copy_async_commit() {
     host::Fiber *me = host::block->current;
     me->committed.push_back(std::move(me->issued));
@@ -224,6 +231,12 @@ DEVICE i32 round_to_i32(f32 x) {
 DEVICE f32 square_root(f32 x) { return std::sqrt(x); }
 DEVICE f32 exponential(f32 x) { return std::exp(x); }
 DEVICE f32 exponential_2(f32 x) { return std::exp2(x); }
+DEVICE f32 exponential_2_flush(f32 x) {
+    const f32 y = std::exp2(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
+}
+DEVICE f32 logarithm_2(f32 x) { return std::log2(x); }
+DEVICE f32 reciprocal(f32 x) { return 1.0f / x; }
 DEVICE f32 minimum(f32 a, f32 b) { return std::fmin(a, b); }
 DEVICE f32 maximum(f32 a, f32 b) { return std::fmax(a, b); }
 DEVICE bool is_finite(f32 x) { return std::isfinite(x); }

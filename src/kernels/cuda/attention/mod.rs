@@ -1,11 +1,13 @@
 //! Attention over the paged cache, causal, with grouped queries and an optional sliding window.
 
 mod decode;
+mod prefill;
 
 use super::checks::{check_address, check_range, unsupported};
 use super::{Address, Device, Dtype, Error, Kernel, KvLayout, KvOperand, QueryOperand, Stream};
 use bytemuck::{Pod, Zeroable};
 use decode::Decode;
+use prefill::Prefill;
 
 /// What [`AttentionPlan`] is planned for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,6 +40,7 @@ pub struct AttentionDesc {
 pub struct AttentionPlan {
     desc: AttentionDesc,
     decode: Decode,
+    prefill: Prefill,
 }
 
 /// The memory of a call. All addresses are multiples of 16.
@@ -102,7 +105,7 @@ impl AttentionPlan {
             let expected = "keys and values of 4 and 4, 8 and 4, 8 and 8, or 16 and 16 bits";
             return unsupported("cache", expected, format!("{} and {}", bits.0, bits.1));
         }
-        Ok(Self { desc: *desc, decode: Decode::new(device, desc)? })
+        Ok(Self { desc: *desc, decode: Decode::new(device, desc)?, prefill: Prefill::new(device, desc)? })
     }
 
     /// What it was planned for.
@@ -117,10 +120,7 @@ impl AttentionPlan {
     /// [`Error::Kernel`] where there is none.
     pub fn kernel(&self, longest: usize) -> Result<String, Error> {
         check_range("longest", longest, 0, self.desc.tokens_max)?;
-        if self.decode.takes(longest) {
-            return Ok(self.decode.kernel());
-        }
-        self.too_long(longest)
+        Ok(if self.decode.takes(longest) { self.decode.kernel() } else { self.prefill.kernel() })
     }
 
     /// Bytes of the workspace, for every call of the plan.
@@ -160,16 +160,13 @@ impl AttentionPlan {
         if tokens == 0 || sequences == 0 || longest == 0 {
             return Ok(());
         }
-        if self.decode.takes(longest) {
-            let launch = self.decode.launch(sequences, longest, common);
-            // SAFETY: the caller vouches for the operands; the grid stays in the shape that was checked.
-            return unsafe { device.launch(stream, &launch) };
-        }
-        self.too_long(longest)
-    }
-
-    fn too_long<T>(&self, longest: usize) -> Result<T, Error> {
-        unsupported("longest", format!("at most {} tokens a sequence", self.decode.longest()), longest)
+        let launch = if self.decode.takes(longest) {
+            self.decode.launch(sequences, longest, common)
+        } else {
+            self.prefill.launch(sequences, longest, common)
+        };
+        // SAFETY: the caller vouches for the operands; the grid stays in the shape that was checked.
+        unsafe { device.launch(stream, &launch) }
     }
 
     fn common(&self, operands: &AttentionOperands) -> Result<CommonArgs, Error> {
@@ -216,5 +213,5 @@ const CACHE_BITS: [(u32, u32); 4] = [(4, 4), (8, 4), (8, 8), (16, 16)];
 
 /// Every kernel of this folder.
 pub(super) fn kernels() -> Vec<Kernel> {
-    [decode::kernels()].concat()
+    [decode::kernels(), prefill::kernels()].concat()
 }
