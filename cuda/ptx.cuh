@@ -9,6 +9,7 @@
 #else
 
 #define DEVICE __device__ __forceinline__
+#define METHOD __device__ __forceinline__
 #define CONSTANT __constant__ const
 
 // --- where a thread is ---------------------------------------------------------------------------------------------------

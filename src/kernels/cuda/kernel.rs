@@ -20,14 +20,7 @@ macro_rules! sources {
 
 sources![
     "affine.cuh",
-    "argmax.cu",
-    "attention.cuh",
-    "attention_decode.cu",
-    "attention_prefill.cu", "attention_prefill.cuh", "attention_prefill_out.cuh", "embedding.cu", "gemm_w4a4.cuh", "gemm_w4a4_mma.cuh", "gemm_w4a4_stream.cu", "gemm_w4a4_tiled.cu",
-    "kernel.cuh",
-    "kv_cache.cuh",
-    "ptx.cuh",
-    "quantize_tokens.cu",
+    "argmax.cu", "attention.cuh", "attention_decode.cu", "attention_prefill.cu", "attention_prefill.cuh", "attention_prefill_out.cuh", "embedding.cu", "gemm_w4a4.cuh", "gemm_w4a4_mma.cuh", "gemm_w4a4_schedule.cuh", "gemm_w4a4_sm90.cu", "gemm_w4a4_sm90_epilogue.cuh", "gemm_w4a4_stream.cu", "gemm_w4a4_tiled.cu", "kernel.cuh", "kv_cache.cuh", "ptx.cuh", "ptx_sm90.cuh", "quantize_tokens.cu",
     "rms_norm.cu",
     "rope_hadamard_quantize.cu",
     "rows.cuh",

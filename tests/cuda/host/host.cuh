@@ -16,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 #include <sys/mman.h>
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 #define DEVICE static inline __attribute__((unused))
+#define METHOD inline
 #define CONSTANT static const
 
 // As tests/cuda/host/mod.rs fills it.
@@ -83,7 +85,7 @@ struct Block {
     const std::function<void()> *body = nullptr;
     u64 random = 0;
     // What other emulations keep for a block (host_sm90.cuh).
-    std::map<const void *, void *> extra;
+    std::map<const void *, std::shared_ptr<void>> extra;
 
     u64 draw() {
         random += 0x9e3779b97f4a7c15ull;
@@ -240,6 +242,7 @@ inline void run_block(Block &b, const std::function<void()> &body) {
     b.fibers.assign(threads, Fiber());
     b.meetings.assign(warps, Meeting());
     for (auto &barrier : b.barriers) barrier = Barrier();
+    b.extra.clear();
     std::memset(b.shared, 0xff, b.launch->shared);
     b.body = &body;
     for (u32 t = 0; t < threads; t++) {

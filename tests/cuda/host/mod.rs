@@ -12,8 +12,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-const HOST_SOURCES: &[&str] =
-    &[include_str!("host.cuh"), include_str!("host_threads.cuh"), include_str!("host_matrix.cuh")];
+const HOST_SOURCES: &[&str] = &[
+    include_str!("host.cuh"),
+    include_str!("host_threads.cuh"),
+    include_str!("host_matrix.cuh"),
+    include_str!("host_sm90.cuh"),
+];
 
 /// Of `HostLaunch` in `host.cuh`.
 #[repr(C)]

@@ -10,6 +10,8 @@
 
 mod pack;
 mod sm8x;
+mod sm90;
+mod sm90_schedule;
 mod tile;
 
 pub use pack::{HostWeights, PackedWeights, WeightsOperand};
@@ -86,32 +88,38 @@ pub(super) struct Operands {
 /// The kernels of one kind of tensor core, by the number of tokens.
 #[derive(Debug, Clone)]
 enum Family {
+    /// Ampere and Ada: `mma.sync` in INT4 or INT8.
     Mma(sm8x::Ladder),
+    /// Hopper: `wgmma` in INT8.
+    Wgmma(sm90::Ladder),
 }
 
 impl Family {
     fn new(device: &dyn Device, desc: &GemmW4A4Desc, output: Output, tile: Option<GemmTile>) -> Result<Self, Error> {
         match device.chip().arch {
             Arch::Sm80 | Arch::Sm86 | Arch::Sm89 => sm8x::Ladder::new(device, desc, output, tile).map(Self::Mma),
-            arch @ Arch::Sm90a => unsupported("arch", "sm_80, sm_86 or sm_89", arch.name()),
+            Arch::Sm90a => sm90::Ladder::new(device, desc, output, tile).map(Self::Wgmma),
         }
     }
 
     fn workspace_bytes(&self) -> u64 {
         match self {
             Self::Mma(ladder) => ladder.workspace_bytes(),
+            Self::Wgmma(ladder) => ladder.workspace_bytes(),
         }
     }
 
     fn kernel(&self, tokens: usize) -> String {
         match self {
             Self::Mma(ladder) => ladder.kernel(tokens),
+            Self::Wgmma(ladder) => ladder.kernel(tokens),
         }
     }
 
     fn launch(&self, tokens: usize, operands: &Operands) -> Launch {
         match self {
             Self::Mma(ladder) => ladder.launch(tokens, operands),
+            Self::Wgmma(ladder) => ladder.launch(tokens, operands),
         }
     }
 }
@@ -261,5 +269,5 @@ impl GemmW4A4Plan {
 
 /// Every kernel of the family.
 pub(super) fn kernels() -> Vec<Kernel> {
-    sm8x::kernels()
+    [sm8x::kernels(), sm90::kernels()].concat()
 }
