@@ -11,6 +11,7 @@
     reason = "each test file takes what it needs; a test fails and reports this way"
 )]
 
+pub(crate) mod capture;
 pub(crate) mod gemm;
 pub(crate) mod host;
 
