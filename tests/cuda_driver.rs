@@ -10,6 +10,7 @@
 )]
 
 mod cuda;
+mod oracle;
 #[path = "cuda/fake/mod.rs"]
 mod fake;
 

@@ -52,8 +52,8 @@ fn machine_code_is_as_planned() {
     });
     let reports = reports.into_inner().unwrap();
     println!("NVRTC {}", tools.version());
-    println!("{:<58} {}", "kernel", Report::HEAD);
-    reports.iter().for_each(|((kernel, arch), report)| println!("{kernel:<58} {:<7} {}", arch.name(), report.line));
+    println!("{:<88} {}", "kernel", Report::HEAD);
+    reports.iter().for_each(|((kernel, arch), report)| println!("{kernel:<88} {:<7} {}", arch.name(), report.line));
     let seconds = seconds.into_inner().unwrap();
     println!(
         "{} kernels in {} files of machine code, {} of them compiled now, in {:.1} s of all threads together",

@@ -129,6 +129,44 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         anywhere: &["SHFL.BFLY", "REDUX"],
         nowhere: &["IMMA", "HMMA"],
     },
+    // A warp a head of a token: no loop, and no barrier.
+    Expectation {
+        entry: "rope_hadamard_quantize",
+        archs: &Arch::ALL,
+        when: always,
+        work: None,
+        in_loop: &[],
+        anywhere: &["LDG*.128", "SHFL.BFLY"],
+        nowhere: &["IMMA", "HMMA", "BAR"],
+    },
+    Expectation {
+        entry: "embedding",
+        archs: &Arch::ALL,
+        when: always,
+        work: Some("LDG*.128"),
+        in_loop: &["STG*.128"],
+        anywhere: &[],
+        nowhere: &["IMMA", "HMMA", "BAR"],
+    },
+    Expectation {
+        entry: "argmax",
+        archs: &Arch::ALL,
+        when: always,
+        work: Some("LDG*.128"),
+        in_loop: &[],
+        anywhere: &["SHFL.BFLY", "ATOMG"],
+        nowhere: &["IMMA", "HMMA"],
+    },
+    // Scores and sums on tensor cores, keys and values by copies ahead of their use.
+    Expectation {
+        entry: "attention",
+        archs: &Arch::ALL,
+        when: always,
+        work: Some("IMMA|HMMA"),
+        in_loop: &[],
+        anywhere: &["LDGSTS*.128|LDG*.128", "MUFU.EX2"],
+        nowhere: &[],
+    },
 ];
 
 /// Instructions that compute on tensor cores.
