@@ -3,7 +3,7 @@
 //!
 //! `cargo test --test cuda_sass -- --nocapture` prints a table.
 #![cfg(feature = "cuda")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails this way")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails and reports this way")]
 
 mod machine_code;
 
