@@ -94,6 +94,7 @@ DEVICE i32 load_fresh(const i32 *from) {
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
     return value;
 }
+DEVICE f32 load_fresh(const f32 *from) { return __uint_as_float(static_cast<u32>(load_fresh(reinterpret_cast<const i32 *>(from)))); }
 DEVICE Quad load_16_fresh(const void *from) {
     Quad q;
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -112,6 +113,7 @@ DEVICE void reduce_to(i32 *to, i32 value) {
     asm volatile("red.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 DEVICE void fence_device() { __threadfence(); }
+DEVICE u64 atomic_max(u64 *to, u64 value) { return atomicMax(to, value); }
 
 // --- asynchronous copies: shared memory holds nothing until the wait, and others see it after a barrier ---------------------
 
@@ -122,6 +124,10 @@ DEVICE void copy_async_16(void *shared, const void *global) {
 DEVICE void copy_async_16_zero(void *shared, const void *global, u32 bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                  : "memory");
+}
+// Eight bytes, for rows that start at no multiple of 16.
+DEVICE void copy_async_8(void *shared, const void *global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All but the last N committed groups of this thread are there.
@@ -165,12 +171,25 @@ DEVICE void mma_u4(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// d = a b + start, which saves setting d.
+DEVICE void mma_u4_from(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], i32 start) {
+    asm volatile("mma.sync.aligned.m16n8k64.row.col.s32.u4.u4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%10, %10, %10, %10};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(start));
+}
 // d += a b in i32: a is 16 x 32 and b 32 x 8, unsigned 8-bit.
 DEVICE void mma_u8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void mma_u8_from(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], i32 start) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%10, %10, %10, %10};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(start));
 }
 // d += a b in f32: a is 16 x 16 and b 16 x 8, half precision.
 DEVICE void mma_f16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
@@ -184,6 +203,13 @@ DEVICE void mma_bf16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// An 8 x 8 matrix of 16 bits, held as one register of a fragment, turned.
+DEVICE u32 transpose_matrix(u32 row) {
+    u32 column;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+    return column;
 }
 
 // --- arithmetic: nothing is contracted (--fmad=false), division and square root are IEEE's ----------------------------------
@@ -245,6 +271,17 @@ DEVICE u32 mul_f16x2(u32 a, u32 b) {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
+// Lane by lane the smaller and the larger half; a NaN stays one.
+DEVICE u32 minimum_nan_f16x2(u32 a, u32 b) {
+    u32 y;
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+DEVICE u32 maximum_nan_f16x2(u32 a, u32 b) {
+    u32 y;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
 
 DEVICE f32 fused(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 DEVICE f32 round_even(f32 x) { return rintf(x); }
@@ -253,6 +290,22 @@ DEVICE f32 square_root(f32 x) { return __fsqrt_rn(x); }
 // e^x and 2^x to a few ULP; 2^-inf is 0.
 DEVICE f32 exponential(f32 x) { return __expf(x); }
 DEVICE f32 exponential_2(f32 x) { return exp2f(x); }
+// One instruction each, to about 2^-22: 2^x, whose results below 2^-126 are 0, and log2 x and 1 / x of a normal number.
+DEVICE f32 exponential_2_flush(f32 x) {
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE f32 logarithm_2(f32 x) {
+    f32 y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE f32 reciprocal(f32 x) {
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 // As IEEE's minimumNumber and maximumNumber: a NaN gives the other operand.
 DEVICE f32 minimum(f32 a, f32 b) { return fminf(a, b); }
 DEVICE f32 maximum(f32 a, f32 b) { return fmaxf(a, b); }
@@ -262,5 +315,9 @@ DEVICE f32 f32_of(u32 x) { return __uint_as_float(x); }
 // Bytes of b:a (a is bytes 0 to 3) chosen by the nibbles of the selector.
 DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 DEVICE u32 popcount(u32 x) { return __popc(x); }
+// sum plus the four bytes of x.
+DEVICE u32 sum_bytes(u32 x, u32 sum) { return __dp4a(x, 0x01010101u, sum); }
+// Bits below the lowest that is set; of a number that is not 0.
+DEVICE u32 trailing_zeros(u32 x) { return static_cast<u32>(__ffs(static_cast<i32>(x)) - 1); }
 
 #endif

@@ -12,6 +12,7 @@
 mod cuda;
 #[path = "cuda/fake/mod.rs"]
 mod fake;
+mod oracle;
 
 use duquant::kernels::Error as KernelError;
 use duquant::kernels::cuda::{

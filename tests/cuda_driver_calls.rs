@@ -12,6 +12,7 @@
 mod cuda;
 #[path = "cuda/fake/mod.rs"]
 mod fake;
+mod oracle;
 
 use bytemuck::{Pod, Zeroable};
 use cuda::host::HostDevice;

@@ -2,12 +2,14 @@
 
 use super::console::Console;
 use crate::kernels::cpu::Isa;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{self, Device, Driver};
 #[cfg(feature = "wgpu")]
-use crate::kernels::wgpu::{Arithmetic, Dtype, Gpu, GpuOptions};
+use crate::kernels::wgpu::{self, Arithmetic, Gpu, GpuOptions};
 use crate::model::Backend;
 use anyhow::Result;
 use clap::ValueEnum;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 use std::sync::Arc;
 
 #[derive(clap::Args)]
@@ -24,17 +26,29 @@ pub(super) struct BackendArgs {
     #[cfg(feature = "wgpu")]
     #[arg(long, value_enum)]
     arithmetic: Option<ArithmeticName>,
-    /// Type of weights, keys and values that are not quantized, with --backend wgpu
-    #[cfg(feature = "wgpu")]
-    #[arg(long, value_enum, default_value_t = FloatName::F32)]
-    float: FloatName,
+    /// CUDA device to take, counted from 0 as nvidia-smi does
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: usize,
+    /// Type of weights, keys and values that are not quantized, with --backend cuda also of what flows between kernels
+    /// [default: f32 with wgpu, f16 with cuda]
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[arg(long, value_enum)]
+    float: Option<FloatName>,
+    /// Most tokens that go through all layers at a time, with --backend cuda: more keep a large device busy
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "TOKENS", default_value_t = crate::model::CUDA_CHUNK)]
+    chunk: usize,
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FloatName {
     F32,
     F16,
+    /// With --backend cuda
+    #[cfg(feature = "cuda")]
+    Bf16,
 }
 
 #[cfg(feature = "wgpu")]
@@ -51,11 +65,17 @@ enum Name {
     /// The device that wgpu finds: Vulkan, Metal or DirectX 12
     #[cfg(feature = "wgpu")]
     Wgpu,
+    /// An NVIDIA device, through its driver and NVRTC
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 impl BackendArgs {
     /// The processor at its best.
-    #[cfg_attr(not(feature = "wgpu"), expect(clippy::unnecessary_wraps, reason = "a device may be missing"))]
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        expect(clippy::unnecessary_wraps, reason = "a device may be missing")
+    )]
     pub(super) fn open(&self) -> Result<Backend> {
         match self.backend {
             Name::Cpu => Ok(Backend::Cpu(Isa::best())),
@@ -74,8 +94,25 @@ impl BackendArgs {
                     None if software => Arithmetic::Reproducible,
                     None => Arithmetic::Fast,
                 };
-                let float = if self.float == FloatName::F16 { Dtype::F16 } else { Dtype::F32 };
+                let float = match self.float {
+                    Some(FloatName::F16) => wgpu::Dtype::F16,
+                    None | Some(FloatName::F32) => wgpu::Dtype::F32,
+                    #[cfg(feature = "cuda")]
+                    Some(FloatName::Bf16) => {
+                        anyhow::bail!("--float: expected f32 or f16 with --backend wgpu, got bf16")
+                    }
+                };
                 Ok(Backend::Wgpu { gpu: Arc::new(gpu.with_arithmetic(arithmetic)?), float })
+            }
+            #[cfg(feature = "cuda")]
+            Name::Cuda => {
+                let device: Arc<dyn Device> = Arc::new(Driver::open(self.device)?);
+                let float = match self.float {
+                    Some(FloatName::F32) => cuda::Dtype::F32,
+                    None | Some(FloatName::F16) => cuda::Dtype::F16,
+                    Some(FloatName::Bf16) => cuda::Dtype::Bf16,
+                };
+                Ok(Backend::Cuda { device, float, chunk: self.chunk })
             }
         }
     }
@@ -87,6 +124,9 @@ pub(super) fn keep_kernels(backend: &Backend, console: &Console) {
         Backend::Cpu(_) => Ok(()),
         #[cfg(feature = "wgpu")]
         Backend::Wgpu { gpu, .. } => gpu.save_pipelines().map_err(|fault| fault.to_string()),
+        // They are on disk as soon as they are compiled.
+        #[cfg(feature = "cuda")]
+        Backend::Cuda { .. } => Ok(()),
     };
     if let Err(fault) = kept {
         console.note(fault);
@@ -101,5 +141,7 @@ pub(super) fn names(backend: &Backend) -> (&'static str, String) {
         Backend::Wgpu { gpu, .. } => {
             ("wgpu", format!("{}, {} {}", gpu.info().name, gpu.info().driver, gpu.info().driver_info))
         }
+        #[cfg(feature = "cuda")]
+        Backend::Cuda { device, .. } => ("cuda", device.name()),
     }
 }

@@ -23,8 +23,17 @@ pub enum Error {
         /// What the device said.
         source: kernels::wgpu::Error,
     },
-    /// A state is used with a model of another backend.
-    #[error("the state belongs to a model on another backend; make it with this model's new_state")]
+    /// A CUDA device refused something.
+    #[cfg(feature = "cuda")]
+    #[error("{place}: {source}")]
+    Cuda {
+        /// Layer and group, or the part of the model, that called it.
+        place: String,
+        /// What the device said.
+        source: kernels::cuda::Error,
+    },
+    /// A state is used with another model than the one that made it.
+    #[error("the state belongs to another model; make it with this model's new_state")]
     State,
     /// A weight has another shape than the configuration asks for.
     #[error("{place}: expected {expected}, got {got}")]
@@ -69,5 +78,12 @@ impl<T> At<T> for Result<T, kernels::Error> {
 impl<T> At<T> for Result<T, kernels::wgpu::Error> {
     fn at(self, place: impl FnOnce() -> String) -> Result<T, Error> {
         self.map_err(|source| Error::Wgpu { place: place(), source })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> At<T> for Result<T, kernels::cuda::Error> {
+    fn at(self, place: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error::Cuda { place: place(), source })
     }
 }

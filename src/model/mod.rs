@@ -4,6 +4,8 @@
 //! that come in.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod generate;
 mod rope;
@@ -13,6 +15,8 @@ mod state;
 mod wgpu;
 
 pub use cpu::CHUNK;
+#[cfg(feature = "cuda")]
+pub use cuda::CHUNK as CUDA_CHUNK;
 pub use error::Error;
 pub use generate::{GenerateOptions, Generated, generate};
 pub use state::State;
@@ -22,7 +26,7 @@ use crate::kernels::Affine;
 use crate::kernels::cpu::Isa;
 use error::At;
 use std::ops::Range;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 use std::sync::Arc;
 
 /// How queries, keys and values are quantized; `None` keeps them in floating point.
@@ -58,6 +62,19 @@ pub enum Backend {
         /// single precision with either.
         float: crate::kernels::wgpu::Dtype,
     },
+    /// A CUDA device, or what stands for one.
+    #[cfg(feature = "cuda")]
+    Cuda {
+        /// Models share it by reference.
+        device: Arc<dyn crate::kernels::cuda::Device>,
+        /// Type of the residual stream, of what flows between kernels, and of weights, keys and values that are not quantized:
+        /// the baseline that W4A4 is compared with. Sums are in single precision with any. `F32` is for comparisons: keys and
+        /// values that are not quantized are in half precision then.
+        float: crate::kernels::cuda::Dtype,
+        /// Most tokens that go through all layers at a time, rounded up to a multiple of 8: more keep a large device busy, and
+        /// take scratch memory. [`CUDA_CHUNK`] is a good choice.
+        chunk: usize,
+    },
 }
 
 impl Default for Backend {
@@ -78,6 +95,8 @@ enum Engine {
     Cpu(cpu::Model),
     #[cfg(feature = "wgpu")]
     Wgpu(wgpu::Model),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Model),
 }
 
 impl Model {
@@ -101,6 +120,10 @@ impl Model {
             Backend::Cpu(isa) => Engine::Cpu(cpu::Model::load(checkpoint, *isa)?),
             #[cfg(feature = "wgpu")]
             Backend::Wgpu { gpu, float } => Engine::Wgpu(wgpu::Model::load(checkpoint, Arc::clone(gpu), *float)?),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda { device, float, chunk } => {
+                Engine::Cuda(cuda::Model::load(checkpoint, Arc::clone(device), *float, *chunk)?)
+            }
         };
         Ok(Self { config, vocabulary, engine })
     }
@@ -124,6 +147,8 @@ impl Model {
             Engine::Cpu(model) => model.layer_bytes(),
             #[cfg(feature = "wgpu")]
             Engine::Wgpu(model) => model.layer_bytes(),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(model) => model.layer_bytes(),
         }
     }
 
@@ -134,6 +159,8 @@ impl Model {
             Engine::Cpu(model) => model.table_bytes(),
             #[cfg(feature = "wgpu")]
             Engine::Wgpu(model) => model.table_bytes(),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(model) => model.table_bytes(),
         }
     }
 
@@ -144,6 +171,8 @@ impl Model {
             Engine::Cpu(model) => model.kernels(tokens).into_iter().map(str::to_owned).collect(),
             #[cfg(feature = "wgpu")]
             Engine::Wgpu(model) => model.kernels(tokens),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(model) => model.kernels(tokens),
         }
     }
 
@@ -156,12 +185,14 @@ impl Model {
             Engine::Cpu(model) => state::Inner::Cpu(model.new_state(capacity)?),
             #[cfg(feature = "wgpu")]
             Engine::Wgpu(model) => state::Inner::Wgpu(model.new_state(capacity)?),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(model) => state::Inner::Cuda(model.new_state(capacity)?),
         };
         Ok(State { inner, last: 0 })
     }
 
     /// Runs `tokens` behind what `state` already holds and keeps their hidden states for [`Model::logits`]. Works in
-    /// chunks of [`CHUNK`] tokens.
+    /// chunks of [`CHUNK`] tokens, on CUDA of those that the backend says.
     ///
     /// # Errors
     /// [`Error::Token`] or [`Error::Capacity`] before anything is run; [`Error::Kernel`] otherwise.
@@ -179,7 +210,9 @@ impl Model {
             (Engine::Cpu(model), state::Inner::Cpu(state)) => model.forward(state, tokens)?,
             #[cfg(feature = "wgpu")]
             (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.forward(state, tokens)?,
-            #[cfg(feature = "wgpu")]
+            #[cfg(feature = "cuda")]
+            (Engine::Cuda(model), state::Inner::Cuda(state)) => model.forward(state, tokens)?,
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
             _ => return Err(Error::State),
         }
         state.last = tokens.len();
@@ -204,7 +237,9 @@ impl Model {
             (Engine::Cpu(model), state::Inner::Cpu(state)) => model.logits(state, rows, logits),
             #[cfg(feature = "wgpu")]
             (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.logits(state, rows, logits),
-            #[cfg(feature = "wgpu")]
+            #[cfg(feature = "cuda")]
+            (Engine::Cuda(model), state::Inner::Cuda(state)) => model.logits(state, rows, logits),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
             _ => Err(Error::State),
         }
     }
@@ -224,6 +259,10 @@ impl Model {
         }
         #[cfg(feature = "wgpu")]
         if let (Engine::Wgpu(model), state::Inner::Wgpu(inner)) = (&self.engine, &mut state.inner) {
+            return model.greedy(inner, state.last - 1);
+        }
+        #[cfg(feature = "cuda")]
+        if let (Engine::Cuda(model), state::Inner::Cuda(inner)) = (&self.engine, &mut state.inner) {
             return model.greedy(inner, state.last - 1);
         }
         let mut logits = vec![0.0; self.vocabulary];

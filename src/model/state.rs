@@ -1,6 +1,8 @@
 //! What a running sequence owns, on the backend of its model.
 
 use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
 #[cfg(feature = "wgpu")]
 use super::wgpu;
 
@@ -15,6 +17,8 @@ pub(super) enum Inner {
     Cpu(cpu::State),
     #[cfg(feature = "wgpu")]
     Wgpu(wgpu::State),
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::State),
 }
 
 impl State {
@@ -25,6 +29,8 @@ impl State {
             Inner::Cpu(state) => state.len(),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu(state) => state.len(),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda(state) => state.len(),
         }
     }
 
@@ -41,6 +47,8 @@ impl State {
             Inner::Cpu(state) => state.capacity(),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu(state) => state.capacity(),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda(state) => state.capacity(),
         }
     }
 
@@ -55,6 +63,8 @@ impl State {
             Inner::Cpu(state) => state.truncate(tokens),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu(state) => state.truncate(tokens),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda(state) => state.truncate(tokens),
         }
     }
 
@@ -65,6 +75,8 @@ impl State {
             Inner::Cpu(state) => state.cache_bytes(),
             #[cfg(feature = "wgpu")]
             Inner::Wgpu(state) => state.cache_bytes(),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda(state) => state.cache_bytes(),
         }
     }
 }

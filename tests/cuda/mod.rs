@@ -11,10 +11,11 @@
     reason = "each test file takes what it needs; a test fails and reports this way"
 )]
 
+pub(crate) mod capture;
 pub(crate) mod gemm;
 pub(crate) mod host;
 
-use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Driver, Stream};
+use duquant::kernels::cuda::{Arch, Buffer, Chip, Device, Driver, Source, Stream};
 use std::sync::Arc;
 
 /// The stream of the tests.
@@ -23,8 +24,13 @@ pub(crate) const STREAM: Stream = Stream::DEFAULT;
 /// What `test` runs on, one device for each of `archs` with a name for messages: the host shim, with few multiprocessors so that
 /// small shapes reach every path, or the GPU. Empty, with a word why, where there is no C++ compiler; in CI that is a failure.
 pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device>)> {
+    devices_with(test, archs, &[])
+}
+
+/// [`devices`] that also run the kernels of `sources`, files of `tests/cuda`.
+pub(crate) fn devices_with(test: &str, archs: &[Arch], sources: &'static [Source]) -> Vec<(String, Arc<dyn Device>)> {
     match std::env::var("DUQUANT_CUDA").as_deref() {
-        Ok("gpu") => return gpus(test, archs),
+        Ok("gpu") => return gpus(test, archs, sources),
         Ok(other) if other != "host" => panic!("DUQUANT_CUDA: expected gpu or host, got {other}"),
         _ => {}
     }
@@ -33,7 +39,8 @@ pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device
             .iter()
             .map(|&arch| {
                 let chip = Chip { multiprocessors: 6, ..Chip::typical(arch) };
-                (format!("{} on the host", arch.name()), Arc::new(host::HostDevice::new(chip)) as Arc<dyn Device>)
+                let device = host::HostDevice::with_sources(chip, sources);
+                (format!("{} on the host", arch.name()), Arc::new(device) as Arc<dyn Device>)
             })
             .collect(),
         Err(fault) => {
@@ -46,8 +53,11 @@ pub(crate) fn devices(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device
 
 /// The GPU with the kernels of its own family, if `archs` has one of them, and on Hopper also with those of the first family with
 /// INT4 tensor cores, which the compiler emulates there.
-fn gpus(test: &str, archs: &[Arch]) -> Vec<(String, Arc<dyn Device>)> {
-    let open = || Driver::open(0).unwrap_or_else(|fault| panic!("{test}: DUQUANT_CUDA=gpu, but {fault}"));
+fn gpus(test: &str, archs: &[Arch], sources: &'static [Source]) -> Vec<(String, Arc<dyn Device>)> {
+    let open = || match Driver::open(0) {
+        Ok(driver) => driver.with_sources(sources),
+        Err(fault) => panic!("{test}: DUQUANT_CUDA=gpu, but {fault}"),
+    };
     let own = open().chip().arch;
     let mut out = Vec::new();
     let mut add = |driver: Driver| {

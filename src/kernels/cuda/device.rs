@@ -74,6 +74,28 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`Error::Driver`] for what failed before.
     fn synchronize(&self, stream: Stream) -> Result<(), Error>;
+
+    /// Runs `record` on a stream that notes down what is enqueued to it in place of running it (a CUDA graph), for replaying
+    /// launches whose operands all stay where they are. `None`, without a call of `record`, on a device that cannot.
+    ///
+    /// # Errors
+    /// What `record` gives; [`Error::Driver`].
+    fn capture(&self, record: &mut dyn FnMut(Stream) -> Result<(), Error>) -> Result<Option<Box<dyn Replay>>, Error> {
+        let _ = record;
+        Ok(None)
+    }
+}
+
+/// What [`Device::capture`] noted down.
+pub trait Replay: Send + Sync {
+    /// Enqueues all of it.
+    ///
+    /// # Safety
+    /// As [`Device::launch`], for every launch of it; it must not run twice at the same time.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    unsafe fn replay(&self, stream: Stream) -> Result<(), Error>;
 }
 
 /// A kernel that is loaded on a device.

@@ -20,6 +20,13 @@ macro_rules! sources {
 
 sources![
     "affine.cuh",
+    "argmax.cu",
+    "attention.cuh",
+    "attention_decode.cu",
+    "attention_prefill.cu",
+    "attention_prefill.cuh",
+    "attention_prefill_out.cuh",
+    "embedding.cu",
     "gemm_w4a4.cuh",
     "gemm_w4a4_mma.cuh",
     "gemm_w4a4_schedule.cuh",
@@ -31,8 +38,13 @@ sources![
     "kv_cache.cuh",
     "ptx.cuh",
     "ptx_sm90.cuh",
+    "quantize_tokens.cu",
     "rms_norm.cu",
+    "rope_hadamard_quantize.cu",
     "rows.cuh",
+    "token_sink.cuh",
+    "token_source.cuh",
+    "transform_quantize.cu",
     "types.cuh",
 ];
 

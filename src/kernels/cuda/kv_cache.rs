@@ -88,7 +88,6 @@ impl KvLayout {
     }
 
     /// Ok when queries of `heads` heads meet this cache.
-    #[allow(dead_code, reason = "the attention kernels come next")]
     pub(super) fn check_heads(&self, heads: usize) -> Result<(), Error> {
         self.check()?;
         if heads == 0 || heads > 1 << 12 || !heads.is_multiple_of(self.kv_heads) {

@@ -48,12 +48,15 @@
 //! }
 //! ```
 
+mod argmax;
+mod attention;
 mod checks;
 mod chip;
 mod cubins;
 mod device;
 mod driver;
 mod dtype;
+mod embedding;
 mod error;
 mod gemm_w4a4;
 mod kernel;
@@ -63,13 +66,18 @@ mod library;
 mod memory;
 mod nvrtc;
 mod rms_norm;
+mod rope_hadamard_quantize;
 mod tokens;
+mod transform_quantize;
 
+pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
+pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
-pub use device::{Device, Function, MatrixProduct};
+pub use device::{Device, Function, MatrixProduct, Replay};
 pub use driver::{Driver, Event, Graph, IntegerProduct, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
+pub use embedding::{EmbeddingDesc, EmbeddingPlan};
 pub use error::Error;
 pub use gemm_w4a4::{GemmTile, GemmW4A4Desc, GemmW4A4Plan, HostWeights, PackedWeights, WeightsOperand};
 pub use kernel::{Define, Kernel, SOURCES, Source};
@@ -78,10 +86,26 @@ pub use launch::{Launch, MAX_ARGUMENTS};
 pub use memory::{Address, Buffer, Stream};
 pub use nvrtc::Compiler;
 pub use rms_norm::{RmsNormPlan, RowsDesc, SiluMulPlan};
+pub use rope_hadamard_quantize::{
+    RopeHadamardQuantizeDesc, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, rope_buffer,
+};
 pub use tokens::{QuantizedTokens, TokenForm, TokensLayout, TokensOperand};
+pub use transform_quantize::{
+    SourceOperand, TokenSource, TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape,
+    TransformTables, TransformTarget,
+};
 
 /// Every kernel that a plan may ask for, for checks of what the compiler makes of them.
 #[must_use]
 pub fn kernels() -> Vec<Kernel> {
-    [gemm_w4a4::kernels(), rms_norm::kernels()].concat()
+    [
+        argmax::kernels(),
+        attention::kernels(),
+        embedding::kernels(),
+        gemm_w4a4::kernels(),
+        rms_norm::kernels(),
+        rope_hadamard_quantize::kernels(),
+        transform_quantize::kernels(),
+    ]
+    .concat()
 }

@@ -1,7 +1,7 @@
 //! NVIDIA's run-time compiler: sources in, machine code for one architecture out.
 
 use super::library::{Name, candidates, candidates_at, functions};
-use super::{Arch, Error, Kernel, SOURCES, driver};
+use super::{Arch, Error, Kernel, SOURCES, Source, driver};
 use cudarc::nvrtc::sys;
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
@@ -113,18 +113,31 @@ impl Compiler {
     /// # Errors
     /// [`Error::Compile`] with the compiler's log.
     pub fn compile(&self, kernel: &Kernel, arch_option: &str, arch: Arch) -> Result<Vec<u8>, Error> {
-        self.try_compile(kernel, arch_option, arch).map_err(|log| Error::Compile {
-            kernel: kernel.to_string(),
-            arch: arch_option.to_owned(),
-            version: self.version(),
-            log,
-        })
+        match SOURCES.iter().find(|source| source.name == kernel.file) {
+            Some(source) => self.compile_source(source, kernel, arch_option, arch),
+            None => Err(self.error(kernel, arch_option, format!("{} is not among this crate's sources", kernel.file))),
+        }
     }
 
-    fn try_compile(&self, kernel: &Kernel, arch_option: &str, arch: Arch) -> Result<Vec<u8>, String> {
-        let Some(source) = SOURCES.iter().find(|source| source.name == kernel.file) else {
-            return Err(format!("{} is not among this crate's sources", kernel.file));
-        };
+    /// [`Compiler::compile`] of a kernel whose file is no part of this crate; it may include this crate's headers.
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with the compiler's log.
+    pub fn compile_source(
+        &self,
+        source: &Source,
+        kernel: &Kernel,
+        arch_option: &str,
+        arch: Arch,
+    ) -> Result<Vec<u8>, Error> {
+        self.try_compile(source, kernel, arch_option, arch).map_err(|log| self.error(kernel, arch_option, log))
+    }
+
+    fn error(&self, kernel: &Kernel, arch_option: &str, log: String) -> Error {
+        Error::Compile { kernel: kernel.to_string(), arch: arch_option.to_owned(), version: self.version(), log }
+    }
+
+    fn try_compile(&self, source: &Source, kernel: &Kernel, arch_option: &str, arch: Arch) -> Result<Vec<u8>, String> {
         let headers = SOURCES.iter().filter(|source| source.name.ends_with(".cuh"));
         let (names, texts): (Vec<_>, Vec<_>) = headers.map(|header| (header.name, header.text)).unzip();
         let (names, texts) = (Strings::new(names)?, Strings::new(texts)?);

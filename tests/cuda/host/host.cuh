@@ -4,7 +4,8 @@
 // It is built to show mistakes. Warps run in an order drawn from the launch's seed, each as far as it can; lanes too, up to the
 // next warp instruction. Shared memory starts as NaN. An asynchronous copy spoils its target when it is issued and fills it only
 // when its thread waits. Lanes that meet at different instructions, barriers that nobody reaches, and wide accesses at odd
-// addresses are reported; memory of tests ends at a page that cannot be touched.
+// addresses are reported; so are writes just beside shared memory. Behind it, and behind memory of tests, is a page that cannot
+// be touched. tests/cuda_shim.rs plants mistakes that must be found.
 #pragma once
 
 #include <cmath>
@@ -70,6 +71,8 @@ struct Barrier {
 
 constexpr size_t STACK = 128 * 1024;
 constexpr size_t SHARED = 228 * 1024;
+// Fills the bytes beside shared memory that are in its pages; whoever changes them wrote out of bounds.
+constexpr u8 BESIDE = 0xc3;
 
 struct Block {
     const HostLaunch *launch = nullptr;
@@ -78,6 +81,8 @@ struct Block {
     std::vector<Meeting> meetings;
     Barrier barriers[16];
     u8 *shared = nullptr;
+    // The pages that shared memory lies in.
+    u8 *shared_from = nullptr, *shared_to = nullptr;
     u8 *stacks = nullptr;
     void *scheduler = nullptr;
     Fiber *current = nullptr;
@@ -237,11 +242,26 @@ inline void on_fault(int number, siginfo_t *info, void *) {
     _exit(139);
 }
 
+// Reports the first byte beside shared memory that has changed.
+inline void check_beside(Block &b) {
+    const u8 *end = b.shared + b.launch->shared;
+    for (const u8 *p = b.shared_from; p < b.shared_to; p++) {
+        if (p == b.shared) p = end;
+        if (p == b.shared_to || *p == BESIDE) continue;
+        char text[160];
+        snprintf(text, sizeof text, "block (%u, %u, %u): it wrote to byte %lld of %u bytes of shared memory", b.index[0], b.index[1],
+                 b.index[2], static_cast<long long>(p - b.shared), b.launch->shared);
+        b.error = text;
+        return;
+    }
+}
+
 inline void run_block(Block &b, const std::function<void()> &body) {
     const u32 threads = b.launch->block, warps = threads / 32;
     b.fibers.assign(threads, Fiber());
     b.meetings.assign(warps, Meeting());
     for (auto &barrier : b.barriers) barrier = Barrier();
+    std::memset(b.shared_from, BESIDE, static_cast<size_t>(b.shared_to - b.shared_from));
     b.extra.clear();
     std::memset(b.shared, 0xff, b.launch->shared);
     b.body = &body;
@@ -271,7 +291,7 @@ inline void run_block(Block &b, const std::function<void()> &body) {
             }
         }
         for (const Fiber &fiber : b.fibers) live |= !fiber.done;
-        if (!live) return;
+        if (!live) return check_beside(b);
         if (!progress) {
             u32 stuck = 0;
             while (b.fibers[stuck].done) stuck++;
@@ -311,11 +331,15 @@ inline const char *run(const HostLaunch &launch, const std::function<void()> &bo
     b.launch = &launch;
     b.random = launch.seed;
     b.stacks = map(launch.block * STACK);
-    // Shared memory ends at a page that cannot be touched, and starts at a multiple of 1024.
+    // Shared memory ends at a page that cannot be touched, starts at a multiple of 1024, and has no page in front.
     const size_t room = (SHARED + 4095) / 4096 * 4096 + 4096;
     u8 *shared_pages = map(room + 4096);
+    const size_t start = room - (launch.shared + 1023) / 1024 * 1024;
     mprotect(shared_pages + room, 4096, PROT_NONE);
-    b.shared = shared_pages + (room - (launch.shared + 1023) / 1024 * 1024);
+    mprotect(shared_pages, start / 4096 * 4096, PROT_NONE);
+    b.shared = shared_pages + start;
+    b.shared_from = shared_pages + start / 4096 * 4096;
+    b.shared_to = shared_pages + room;
     block = &b;
     const u64 blocks = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
     const u64 first = launch.seed == 0 || blocks == 0 ? 0 : b.draw() % blocks;

@@ -104,6 +104,14 @@ DEVICE void mma_u8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     host::Mma mine{d, a, b};
     host::meet("mma_u8", &mine, host::mma_integers<8>);
 }
+DEVICE void mma_u4_from(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], i32 start) {
+    for (i32 &x : d) x = start;
+    mma_u4(d, a, b);
+}
+DEVICE void mma_u8_from(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], i32 start) {
+    for (i32 &x : d) x = start;
+    mma_u8(d, a, b);
+}
 DEVICE void mma_f16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     host::Mma mine{d, a, b};
     host::meet("mma_f16", &mine, host::mma_halves<host::half_to_f32>);
@@ -111,4 +119,16 @@ DEVICE void mma_f16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 DEVICE void mma_bf16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     host::Mma mine{d, a, b};
     host::meet("mma_bf16", &mine, host::mma_halves<host::bf16_to_f32>);
+}
+DEVICE u32 transpose_matrix(u32 row) {
+    host::meet("transpose_matrix", &row, [](void **operands) {
+        u16 matrix[8][8];
+        const auto word = [operands](u32 lane) { return static_cast<u32 *>(operands[lane]); };
+        for (u32 l = 0; l < 32; l++) std::memcpy(&matrix[l / 4][2 * (l % 4)], word(l), 4);
+        for (u32 l = 0; l < 32; l++) {
+            const u32 g = l / 4, t = l % 4;
+            *word(l) = matrix[2 * t][g] | static_cast<u32>(matrix[2 * t + 1][g]) << 16;
+        }
+    });
+    return row;
 }

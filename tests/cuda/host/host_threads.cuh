@@ -105,6 +105,7 @@ DEVICE void store_8(void *to, Pair p) {
     std::memcpy(to, &p, 8);
 }
 DEVICE i32 load_fresh(const i32 *from) { return *from; }
+DEVICE f32 load_fresh(const f32 *from) { return *from; }
 DEVICE i32 atomic_add(i32 *to, i32 value) {
     const i32 old = *to;
     *to = static_cast<i32>(static_cast<u32>(old) + static_cast<u32>(value));
@@ -117,6 +118,11 @@ DEVICE u32 atomic_add(u32 *to, u32 value) {
 }
 DEVICE void reduce_to(i32 *to, i32 value) { atomic_add(to, value); }
 DEVICE void fence_device() {}
+DEVICE u64 atomic_max(u64 *to, u64 value) {
+    const u64 old = *to;
+    *to = old < value ? value : old;
+    return old;
+}
 
 DEVICE void copy_async_16_zero(void *shared, const void *global, u32 bytes) {
     host::check_aligned(shared, 16, "an asynchronous copy to");
@@ -126,6 +132,13 @@ DEVICE void copy_async_16_zero(void *shared, const void *global, u32 bytes) {
     host::block->current->issued.push_back({static_cast<u8 *>(shared), static_cast<const u8 *>(global), bytes, 16});
 }
 DEVICE void copy_async_16(void *shared, const void *global) { copy_async_16_zero(shared, global, 16); }
+DEVICE void copy_async_8(void *shared, const void *global) {
+    host::check_aligned(shared, 8, "copy_async_8 to shared memory");
+    host::check_aligned(global, 8, "copy_async_8");
+    host::check_shared(shared, 8, "copy_async_8");
+    std::memset(shared, 0xa5, 8);
+    host::block->current->issued.push_back({static_cast<u8 *>(shared), static_cast<const u8 *>(global), 8, 8});
+}
 DEVICE void copy_async_commit() {
     host::Fiber *me = host::block->current;
     me->committed.push_back(std::move(me->issued));
@@ -192,6 +205,21 @@ DEVICE u32 sub_f16x2(u32 a, u32 b) {
 DEVICE u32 mul_f16x2(u32 a, u32 b) {
     return host::on_halves(a, b, 0, [](double x, double y, double) { return x * y; });
 }
+namespace host {
+inline u32 choose_halves(u32 a, u32 b, bool larger) {
+    u32 y = 0;
+    for (u32 shift = 0; shift < 32; shift += 16) {
+        const u16 p = static_cast<u16>(a >> shift), q = static_cast<u16>(b >> shift);
+        const f32 x = half_to_f32(p), z = half_to_f32(q);
+        const u16 chosen = std::isnan(x) || std::isnan(z) ? 0x7fff : (larger ? x > z : x < z) ? p : q;
+        y |= static_cast<u32>(chosen) << shift;
+    }
+    return y;
+}
+}  // namespace host
+
+DEVICE u32 minimum_nan_f16x2(u32 a, u32 b) { return host::choose_halves(a, b, false); }
+DEVICE u32 maximum_nan_f16x2(u32 a, u32 b) { return host::choose_halves(a, b, true); }
 DEVICE f32 fused(f32 a, f32 b, f32 c) { return std::fmaf(a, b, c); }
 DEVICE f32 round_even(f32 x) { return std::nearbyintf(x); }
 DEVICE i32 round_to_i32(f32 x) {
@@ -203,6 +231,12 @@ DEVICE i32 round_to_i32(f32 x) {
 DEVICE f32 square_root(f32 x) { return std::sqrt(x); }
 DEVICE f32 exponential(f32 x) { return std::exp(x); }
 DEVICE f32 exponential_2(f32 x) { return std::exp2(x); }
+DEVICE f32 exponential_2_flush(f32 x) {
+    const f32 y = std::exp2(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
+}
+DEVICE f32 logarithm_2(f32 x) { return std::log2(x); }
+DEVICE f32 reciprocal(f32 x) { return 1.0f / x; }
 DEVICE f32 minimum(f32 a, f32 b) { return std::fmin(a, b); }
 DEVICE f32 maximum(f32 a, f32 b) { return std::fmax(a, b); }
 DEVICE bool is_finite(f32 x) { return std::isfinite(x); }
@@ -220,3 +254,5 @@ DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) {
     return y;
 }
 DEVICE u32 popcount(u32 x) { return static_cast<u32>(__builtin_popcount(x)); }
+DEVICE u32 sum_bytes(u32 x, u32 sum) { return sum + (x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24); }
+DEVICE u32 trailing_zeros(u32 x) { return static_cast<u32>(__builtin_ctz(x)); }

@@ -1,7 +1,7 @@
 //! A device that runs the CUDA sources on this machine's processor: g++ compiles each kernel with `host.cuh` in place of PTX.
 
 use duquant::kernels::cuda::{
-    Address, Chip, Device, Dtype, Error, Function, Kernel, Launch, MatrixProduct, SOURCES, Stream,
+    Address, Chip, Device, Dtype, Error, Function, Kernel, Launch, MatrixProduct, SOURCES, Source, Stream,
 };
 use half::{bf16, f16};
 use std::collections::{BTreeMap, HashMap};
@@ -35,13 +35,19 @@ type Entry = unsafe extern "C" fn(*const c_void, *const HostLaunch) -> *const c_
 /// process with a word about the thread that did it.
 pub(crate) struct HostDevice {
     chip: Chip,
+    sources: &'static [Source],
     functions: Mutex<HashMap<Kernel, Arc<Function>>>,
     seed: AtomicU64,
 }
 
 impl HostDevice {
     pub(crate) fn new(chip: Chip) -> Self {
-        Self { chip, functions: Mutex::default(), seed: AtomicU64::new(0) }
+        Self::with_sources(chip, &[])
+    }
+
+    /// A chip that also runs kernels of `sources`, files of `tests/cuda`.
+    pub(crate) fn with_sources(chip: Chip, sources: &'static [Source]) -> Self {
+        Self { chip, sources, functions: Mutex::default(), seed: AtomicU64::new(0) }
     }
 }
 
@@ -69,8 +75,10 @@ fn folder() -> PathBuf {
 }
 
 /// The shared library of a kernel, compiled once for what its sources say now.
-fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
+fn compile(kernel: &Kernel, chip: &Chip, extra: &[Source]) -> Result<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = extra.iter().find(|source| source.name == kernel.file);
+    let file = root.join(if own.is_some() { "tests/cuda" } else { "cuda" }).join(kernel.file);
     let mut arguments: Vec<String> =
         ["-x", "c++", "-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC"]
             .map(str::to_owned)
@@ -85,7 +93,7 @@ fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
     arguments.extend(kernel.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     let mut hash = DefaultHasher::new();
     (kernel.file, &arguments, HOST_SOURCES).hash(&mut hash);
-    SOURCES.iter().for_each(|source| source.text.hash(&mut hash));
+    SOURCES.iter().chain(own).for_each(|source| source.text.hash(&mut hash));
     let library = folder().join(format!("{}-{:016x}.so", kernel.file.replace('.', "_"), hash.finish()));
     // Tests of one process ask for the same library at the same time: the first one makes it.
     static BEING_MADE: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
@@ -102,7 +110,7 @@ fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
         .args(&arguments)
         .arg(format!("-I{}", root.join("cuda").display()))
         .arg(format!("-I{}", root.join("tests/cuda/host").display()))
-        .arg(root.join("cuda").join(kernel.file))
+        .arg(file)
         .arg("-o")
         .arg(&scratch)
         .output()
@@ -128,7 +136,7 @@ impl Device for HostDevice {
         if let Some(function) = functions.get(kernel) {
             return Ok(Arc::clone(function));
         }
-        let library = compile(kernel, &self.chip).map_err(|log| Error::Compile {
+        let library = compile(kernel, &self.chip, self.sources).map_err(|log| Error::Compile {
             kernel: kernel.to_string(),
             arch: self.chip.arch.name().into(),
             version: "the host's".into(),

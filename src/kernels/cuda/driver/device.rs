@@ -1,9 +1,9 @@
 use super::super::super::Error as KernelError;
 use super::super::checks::unsupported;
-use super::super::{Address, Chip, Compiler, Device, Error, Function, Kernel, Launch, MatrixProduct, Stream};
+use super::super::{Address, Chip, Compiler, Device, Error, Function, Kernel, Launch, MatrixProduct, Replay, Stream};
 use super::module::{self, Module};
 use super::stream::raw;
-use super::{Driver, api::installed_version};
+use super::{Driver, Graph, api::installed_version};
 use std::ffi::c_int;
 use std::sync::{Arc, PoisonError};
 
@@ -17,13 +17,16 @@ impl Driver {
     fn compile(&self, kernel: &Kernel) -> Result<Arc<Module>, Error> {
         let compiler = Compiler::open()?;
         let option = self.arch_option();
-        let cubin = self.cubins.compile(compiler, kernel, &option, self.chip.arch)?;
+        let image = match self.sources.iter().find(|source| source.name == kernel.file) {
+            Some(own) => compiler.compile_source(own, kernel, &option, self.chip.arch)?,
+            None => self.cubins.compile(compiler, kernel, &option, self.chip.arch)?.image,
+        };
         let mut what = format!("loading {kernel} for {option} as NVRTC {} made it", compiler.version());
         if installed_version().is_some_and(|version| version / 1000 < compiler.major()) {
             let driver = self.driver_version();
             what += &format!(" (the driver knows CUDA {driver}: install an NVRTC of that major version)");
         }
-        Module::load(&self.context, &what, &cubin.image)
+        Module::load(&self.context, &what, &image)
     }
 }
 
@@ -141,6 +144,20 @@ impl Device for Driver {
             // SAFETY: the stream is as its owner says.
             unsafe { self.context.api.cuStreamSynchronize(raw(stream)) }
         })
+    }
+
+    fn capture(&self, record: &mut dyn FnMut(Stream) -> Result<(), Error>) -> Result<Option<Box<dyn Replay>>, Error> {
+        // A stream of its own: the legacy default cannot be captured, and what is under way elsewhere goes on.
+        let stream = self.stream()?;
+        let graph = Graph::capture(self, stream.stream(), || record(stream.stream()))?;
+        Ok(Some(Box::new(graph)))
+    }
+}
+
+impl Replay for Graph {
+    unsafe fn replay(&self, stream: Stream) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.launch(stream) }
     }
 }
 

@@ -15,7 +15,7 @@ pub use graph::Graph;
 pub use memory::MemoryUse;
 pub use stream::{Event, OwnedStream};
 
-use super::{Address, Arch, Chip, Compiler, CubinCache, Error, Stream, checks::unsupported};
+use super::{Address, Arch, Chip, Compiler, CubinCache, Error, Source, Stream, checks::unsupported};
 use blas::Blas;
 use context::Context;
 use memory::Pool;
@@ -50,6 +50,7 @@ pub struct Driver {
     blas: OnceLock<Result<Blas, Error>>,
     pool: Arc<Pool>,
     cubins: CubinCache,
+    sources: &'static [Source],
     chip: Chip,
     capability: (u32, u32),
     name: String,
@@ -91,6 +92,7 @@ impl Driver {
             blas: OnceLock::new(),
             pool: Arc::new(Pool::new(&context)?),
             cubins: CubinCache::of_user(),
+            sources: &[],
             chip: context.chip()?,
             capability: context.capability()?,
             name: context.name()?,
@@ -116,6 +118,13 @@ impl Driver {
     #[must_use]
     pub fn with_cache(mut self, cubins: CubinCache) -> Self {
         self.cubins = cubins;
+        self
+    }
+
+    /// Also loads kernels of `sources`, which may include this crate's headers. They are compiled whenever they are loaded.
+    #[must_use]
+    pub fn with_sources(mut self, sources: &'static [Source]) -> Self {
+        self.sources = sources;
         self
     }
 

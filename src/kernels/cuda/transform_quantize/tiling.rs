@@ -1,0 +1,138 @@
+//! How a rotation is padded for the tensor cores, and how many tokens a block takes.
+
+use super::super::{Arch, Error};
+use super::TransformShape;
+
+/// Threads of a block without rotations.
+pub(super) const PLAIN_THREADS: u32 = 256;
+/// Most warps of a block.
+const WARPS: u32 = 16;
+/// Bytes of shared memory beside the rows and the stages: `shared_of` of `transform_quantize.cu`.
+const FIXED_BYTES: usize = 48 + 1024;
+
+/// A rotation as the kernel multiplies it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rotation {
+    /// `SIZE`: rows of the padded matrix.
+    pub(super) size: u32,
+    /// Rows of it that are used: as many blocks as fit, at least one.
+    pub(super) span: usize,
+    /// `HADAMARD`: 16 x 16 are multiplied, the rest is sums and differences.
+    pub(super) butterflies: bool,
+    /// Factor on the product: a Hadamard is packed as signs.
+    pub(super) factor: f32,
+}
+
+impl Rotation {
+    pub(super) fn of(shape: &TransformShape) -> Result<Self, Error> {
+        let block = shape.block;
+        let size = block.next_power_of_two().clamp(32, 256);
+        let factor = if shape.hadamard { 1.0 / (block as f32).sqrt() } else { 1.0 };
+        let butterflies = shape.hadamard && block >= 32;
+        Ok(Self { size: size as u32, span: size / block * block, butterflies, factor })
+    }
+
+    /// One of every kind of kernel.
+    pub(super) fn variants() -> impl Iterator<Item = Self> {
+        [false, true].into_iter().flat_map(|butterflies| {
+            [32, 64, 128, 256].map(|size| Self { size, span: size as usize, butterflies, factor: 1.0 })
+        })
+    }
+
+    /// Strips of 16 rows of a warp: `STRIPS` of the kernel.
+    pub(super) fn strips(&self) -> u32 {
+        match (self.butterflies, self.size) {
+            (false, 128) => 2,
+            (false, 256) => 1,
+            _ => self.size / 16,
+        }
+    }
+
+    /// Warps that share a tile: `TILE_WARPS` of the kernel.
+    pub(super) fn tile_warps(&self) -> u32 {
+        self.size / 16 / self.strips()
+    }
+
+    /// Bytes that the warps of a block of `warps` give each other tokens in.
+    fn stage_bytes(&self, warps: u32) -> usize {
+        if self.tile_warps() == 1 { 0 } else { (warps / self.tile_warps() * 2 * self.size * 16) as usize }
+    }
+}
+
+/// A block's share: eight columns are `1 << token_bits` tokens in `8 >> token_bits` segments of `rows` channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tiling {
+    pub(super) token_bits: u32,
+    pub(super) rows: usize,
+    pub(super) tiles: usize,
+    /// Bytes of shared memory.
+    pub(super) shared: u32,
+    /// Whether two such blocks have room on a multiprocessor.
+    pairs: bool,
+}
+
+impl Tiling {
+    pub(super) fn tokens(&self) -> usize {
+        1 << self.token_bits
+    }
+
+    /// Threads of a block. 128 registers a thread are one block of 512 threads a multiprocessor or two of 256: two hide each
+    /// other's barriers and global memory where there are enough of them.
+    pub(super) fn threads(&self, rotation: &Rotation, tokens: usize, multiprocessors: u32) -> u32 {
+        let most = if self.pairs && tokens.div_ceil(self.tokens()) >= 2 * multiprocessors as usize { 8 } else { WARPS };
+        let useful = rotation.tile_warps() as usize * self.tiles;
+        32 * (useful.next_power_of_two().clamp(4, most as usize) as u32).max(rotation.tile_warps())
+    }
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// The tilings that fit into a block of `arch`, by ascending tokens.
+pub(super) fn fitting(arch: Arch, shape: &TransformShape, rotation: &Rotation) -> Result<Vec<Tiling>, Error> {
+    let (k, limit) = (shape.channels, arch.shared_per_block() as usize);
+    let buffers = if shape.rotations > 2 { 2 } else { 1 };
+    let mut least = usize::MAX;
+    let mut fitting = Vec::new();
+    for token_bits in 0..=3_u32 {
+        let segments = 8 >> token_bits;
+        // Segments are made of whole tiles, and of whole chunks of codes.
+        let (rows, tiles) = if segments == 1 {
+            (k.next_multiple_of(128), k.div_ceil(rotation.span))
+        } else {
+            let unit = rotation.span / greatest_common_divisor(rotation.span, 128) * 128;
+            let rows = k.div_ceil(segments).next_multiple_of(unit);
+            (rows, rows / rotation.span)
+        };
+        let bytes = 16 * rows * buffers + FIXED_BYTES + rotation.stage_bytes(WARPS);
+        least = least.min(bytes);
+        if bytes <= limit {
+            let pairs = rotation.tile_warps() <= 8 && 2 * (bytes + 1024) <= arch.shared_per_multiprocessor() as usize;
+            fitting.push(Tiling { token_bits, rows, tiles, shared: bytes as u32, pairs });
+        }
+    }
+    if fitting.is_empty() {
+        let what = format!("shared memory of {} tokens of {k} channels", "transform_quantize's");
+        return Err(Error::Limit { what, limit: limit as u64, got: least as u64 });
+    }
+    Ok(fitting)
+}
+
+/// The tiling for `tokens` tokens. A block's time is about that of its tokens plus that of about three more, for the rotations' way
+/// into registers and its barriers (counted for K = 4096, B = 128: 1024 matrix instructions a token, 256 KiB of packed rotation
+/// from the caches a block); blocks run in waves of one a multiprocessor. Of equals the one with more tokens a block, which
+/// reads the rotations less often.
+pub(super) fn choose(tilings: &[Tiling], tokens: usize, multiprocessors: u32) -> &Tiling {
+    let cost = |tiling: &Tiling| {
+        let waves = tokens.div_ceil(tiling.tokens()).div_ceil(multiprocessors.max(1) as usize);
+        waves * (tiling.tokens() + 3)
+    };
+    let mut best = &tilings[0];
+    for tiling in &tilings[1..] {
+        if cost(tiling) <= cost(best) && tokens > best.tokens() {
+            best = tiling;
+        }
+    }
+    best
+}
