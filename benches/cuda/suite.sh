@@ -3,14 +3,15 @@
 #
 #   bash benches/cuda/suite.sh test      every tests/cuda_*.rs, on the GPU instead of the host shim
 #   bash benches/cuda/suite.sh sanitize  the same under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
+#   bash benches/cuda/suite.sh bench     the kernels against cuBLASLt (benches/cuda/main.rs says what); arguments behind -- go to it
 #   bash benches/cuda/suite.sh build DIR the test programs, stripped, for another machine, which needs no Rust and no sources
 #
-# Options of `test` and `sanitize`:
+# Options of `test`, `sanitize` and `bench`:
 #   --binaries DIR  runs what `build DIR` left, instead of building
 #   --only GLOB     only the test programs whose name matches, as 'cuda_gemm*'
 #   --tools LIST    only these tools of compute-sanitizer, between commas
 #   --timeout N     seconds for one program under one tool, 540 if not said
-#   --out DIR       where cuda-test.json and cuda-test.log go (cuda-sanitize.*): $OUT, or else benches/results
+#   --out DIR       where cuda-test.json and cuda-test.log go (cuda-sanitize.*, cuda-bench.*): $OUT, or else benches/results
 # NVRTC is found as the library finds it (DUQUANT_NVRTC, the loader's path, the toolkit); compute-sanitizer in PATH, in
 # /usr/local/cuda, or at $COMPUTE_SANITIZER. It exits with 1 when a program fails, runs no test, or skips one that could run here.
 set -uo pipefail
@@ -44,10 +45,11 @@ build() {
     command -v cargo >/dev/null || die "no cargo here; build elsewhere with 'suite.sh build DIR' and give --binaries DIR"
     mkdir -p "$into" || die "cannot make $into"
     for name in $(test_names); do arguments+=(--test "$name"); done
-    messages=$(cargo test --release --locked --no-default-features --features cuda --no-run --message-format=json-render-diagnostics \
+    arguments+=(--bench cuda)
+    messages=$(cargo test --release --locked --no-default-features --features runner,cuda --no-run --message-format=json-render-diagnostics \
         "${arguments[@]}") || die "the tests do not build"
-    rm -f "$into"/cuda_* "$into/manifest"
-    for name in $(test_names); do
+    rm -f "$into"/cuda* "$into/manifest"
+    for name in $(test_names) cuda; do
         # Cargo names the program of a test in the message about its artifact.
         file=$(grep -F "\"name\":\"$name\"" <<<"$messages" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
         [[ -n $file ]] || die "cargo names no program for $name"
@@ -141,7 +143,7 @@ find_sanitizer() {
 
 suite=${1:-}
 case $suite in
-test | sanitize) shift ;;
+test | sanitize | bench) shift ;;
 build)
     [[ $# == 2 ]] || die "build takes a folder"
     into=$(realpath -m "$2")
@@ -149,11 +151,12 @@ build)
     build "$into"
     exit
     ;;
-*) die "expected test, sanitize or build; $0 says at its beginning what they do" ;;
+*) die "expected test, sanitize, bench or build; $0 says at its beginning what they do" ;;
 esac
 
 binaries='' only='*' tools=memcheck,racecheck,initcheck,synccheck limit=540 out=${OUT:-}
 while [[ $# -gt 0 ]]; do
+    [[ $1 == -- && $suite == bench ]] && { shift; break; }
     [[ $# -ge 2 ]] || die "$1 takes a value"
     case $1 in
     --binaries) binaries=$(realpath -m "$2") ;;
@@ -175,6 +178,13 @@ fi
 [[ -f $binaries/manifest ]] || die "$binaries has no manifest; make it with 'suite.sh build DIR'"
 commit=$(sed -n 's/^commit //p' "$binaries/manifest")
 
+if [[ $suite == bench ]]; then
+    export DUQUANT_COMMIT=$commit
+    timeout --kill-after=10 "$limit" "$binaries/cuda" "$@" >"$out/cuda-bench.json" 2> >(tee "$out/cuda-bench.log" >&2)
+    code=$?
+    echo "$out/cuda-bench.json"
+    exit "$code"
+fi
 export DUQUANT_CUDA=gpu RUST_BACKTRACE=0
 json=$out/cuda-$suite.json log=$out/cuda-$suite.log
 results=() failed=0 sanitizer='' sanitizer_version='' sanitizer_code=86
