@@ -89,12 +89,30 @@ DEVICE void sync_tile(const Warp &warp) {
     }
 }
 
-// Row in the tile of fragment row g; that of row g + 8 is 8 further.
-DEVICE u32 strip_row(u32 strip, u32 part) {
+// Row in the tile of the lane's first pair of results; pair i is pair_row(i) further. As hadamard_fragment of pack.rs: that matrix
+// takes bits 0, 1, 3 and 4 of the row, sums and differences the others.
+DEVICE u32 first_row(u32 part) {
     const u32 g = lane_index() / 4;
-    // As hadamard_fragment of pack.rs: the matrix takes bits 0, 1, 3 and 4 of the row, sums and differences the others.
-    if (HADAMARD) return 32 * (strip / 2) + 4 * (strip % 2) + 16 * (g / 4) + g % 4;
-    return 16 * (part * STRIPS + strip) + g;
+    return HADAMARD ? 16 * (g / 4) + g % 4 : 16 * part * STRIPS + g;
+}
+constexpr u32 pair_row(u32 i) { return HADAMARD ? 32 * (i / 4) + 4 * (i / 2 % 2) + 8 * (i % 2) : 8 * i; }
+
+// The Sylvester matrix over the steps.
+template <u32 COUNT>
+DEVICE void sums_and_differences(f32 (&d)[COUNT][4]) {
+#pragma unroll
+    for (u32 stride = 1; stride < COUNT; stride *= 2) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; i++) {
+            if (i & stride) continue;
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                const f32 p = d[i][j], q = d[i + stride][j];
+                d[i][j] = p + q;
+                d[i + stride][j] = p - q;
+            }
+        }
+    }
 }
 
 // Column g, the lane's.
@@ -128,53 +146,43 @@ struct Extremes {
     u32 least, most;  // of columns 2 t and 2 t + 1, in f16; NaN once a value was
 };
 
-// Where a warp's results go.
-struct Target {
-    u8 *to;
-    const u32 *places;  // of this rotation's permutation; null: the rows stay where they are
-    bool last;
-};
-
 constexpr u32 NOWHERE = 0xffffffff;
 
-// Places of columns 2 t and 2 t + 1 of a row of the tile; the second is asked for only where it is another segment's. The host
-// marks channels that are not there.
+// Where the permutation puts columns 2 t and 2 t + 1 of a row, the second only where it is another segment's.
 struct Places {
     u32 first, second;
 };
 
-DEVICE Places places_of(const TransformQuantizeArgs &args, const Target &target, u32 tile, u32 in_tile) {
-    const u32 row = tile * args.span + in_tile;
-    if (target.places == nullptr || in_tile >= args.span || row >= args.rows) return {NOWHERE, NOWHERE};
-    const u32 *at = target.places + (2 * (lane_index() % 4) >> args.token_bits) * args.rows + row;
-    return {at[0], args.token_bits == 0 ? at[args.rows] : NOWHERE};
+// `at` is the row's entry for column 2 t. Rows that a tile has not, and channels that are not there, go nowhere.
+DEVICE Places places_of(const TransformQuantizeArgs &args, const u32 *at, bool there) {
+    Places places{NOWHERE, NOWHERE};
+    if (there) {
+        places.first = at[0];
+        if (args.token_bits == 0) places.second = at[args.rows];
+    }
+    return places;
 }
 
-// Stores the pair of columns of a row.
-DEVICE void store_pair(const TransformQuantizeArgs &args, const Target &target, f32 low, f32 high, u32 tile, u32 in_tile,
-                       const Places &places, Extremes &extremes) {
-    const u32 word = pack_f16(low * args.factor, high * args.factor);
-    if (target.last) {
-        extremes.least = minimum_nan_f16x2(extremes.least, word);
-        extremes.most = maximum_nan_f16x2(extremes.most, word);
-    }
-    const u32 t = lane_index() % 4;
-    if (target.places == nullptr) {
-        const u32 row = tile * args.span + in_tile;
-        if (in_tile < args.span && row < args.rows) *reinterpret_cast<u32 *>(row_of(target.to, row) + 4 * t) = word;
-    } else if (args.token_bits > 0) {
-        const u32 token = 2 * t & ((1 << args.token_bits) - 1);
-        if (places.first != NOWHERE) *reinterpret_cast<u32 *>(target.to + places.first + 2 * token) = word;
+// The two columns' results as they are kept. Dense matrices are packed whole, Hadamards as signs.
+DEVICE u32 pack_pair(const TransformQuantizeArgs &args, f32 low, f32 high) {
+    return HADAMARD || SIZE == 32 ? pack_f16(low * args.factor, high * args.factor) : pack_f16(low, high);
+}
+
+// `to` is the buffer at the token of column 2 t.
+DEVICE void scatter_pair(const TransformQuantizeArgs &args, u8 *to, const Places &places, u32 word) {
+    if (args.token_bits > 0) {
+        if (places.first != NOWHERE) *reinterpret_cast<u32 *>(to + places.first) = word;
     } else {
-        if (places.first != NOWHERE) *reinterpret_cast<u16 *>(target.to + places.first) = static_cast<u16>(word);
-        if (places.second != NOWHERE) *reinterpret_cast<u16 *>(target.to + places.second) = static_cast<u16>(word >> 16);
+        if (places.first != NOWHERE) *reinterpret_cast<u16 *>(to + places.first) = static_cast<u16>(word);
+        if (places.second != NOWHERE) *reinterpret_cast<u16 *>(to + places.second) = static_cast<u16>(word >> 16);
     }
 }
 
-// One rotation of all tiles: from the tokens (FIRST) or from `from`.
-template <bool FIRST>
-DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, const Warp &warp, const Column &column, u8 *from,
-                   const Target &target, u32 index, Extremes &extremes) {
+// One rotation of all tiles: from the tokens (FIRST) or from `from`; to `to` and where `places` puts them, or (LAST) to their
+// own rows of `to`, which is `from` unless they are the first too.
+template <bool FIRST, bool LAST>
+DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, const Warp &warp, const Column &column, u8 *from, u8 *to,
+                   const u32 *places, u32 index, Extremes &extremes) {
     constexpr u32 MATRICES = HADAMARD ? 1 : STRIPS * STEPS;
     u32 a[MATRICES][4];
     const u8 *packed = args.rotations + (static_cast<u64>(index) * TILE_WARPS + warp.part) * MATRICES * 512;
@@ -183,6 +191,11 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
         const Quad q = load_16_constant(packed + 512 * i + 16 * lane_index());
         a[i][0] = q.x, a[i][1] = q.y, a[i][2] = q.z, a[i][3] = q.w;
     }
+    // Column 2 t, whose results the lane has beside those of column 2 t + 1.
+    const u32 t = lane_index() % 4, segment = 2 * t >> args.token_bits, token = 2 * t & ((1 << args.token_bits) - 1);
+    const u32 lane_row = first_row(warp.part);
+    const u32 *lane_places = LAST ? nullptr : places + segment * args.rows + lane_row;
+    u8 *lane_to = LAST ? to + 4 * t : to + 2 * token;
     RawOctet<Input> raw{};
     const bool gives = TILE_WARPS == 1 || warp.part < RUNS;
     if (FIRST && TILE_WARPS > 1 && gives && warp.group < args.tiles) fetch_run(raw, args, column, warp.group, warp.part);
@@ -213,60 +226,45 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
                 convert_run(x[run], raw, args, column, tile, run);
             }
         } else {
-            const u32 first = tile * args.span, live = smaller(args.span, args.rows - first);
 #pragma unroll
             for (u32 run = 0; run < RUNS; run++) {
-                load_octets(x[run], shared, from, first + 32 * run, live > 32 * run ? live - 32 * run : 0);
+                const u32 live = args.span > 32 * run ? args.span - 32 * run : 0;
+                load_octets(x[run], shared, from, tile * args.span + 32 * run, live);
             }
             // The results replace what all of the tile's warps have read.
-            if (target.to == from) sync_tile(warp);
+            if (LAST) sync_tile(warp);
         }
-        if (HADAMARD) {
-            f32 d[STEPS][4] = {};
+        const u32 *at = LAST ? nullptr : lane_places + tile * args.span;
+        constexpr u32 PAIRS = HADAMARD ? 2 * STEPS : 2 * STRIPS;
+        // Asked for before the sums where registers allow, so that they are there behind them.
+        constexpr bool EARLY = !LAST && !HADAMARD && (SIZE == 32 || SIZE == 128);
+        Places pairs[PAIRS];
 #pragma unroll
-            for (u32 step = 0; step < STEPS; step++) {
-                const u32 b[2] = {x[step / 2][2 * (step % 2)], x[step / 2][2 * (step % 2) + 1]};
-                mma_f16(d[step], a[0], b);
+        for (u32 i = 0; i < PAIRS && EARLY; i++) {
+            pairs[i] = places_of(args, at + pair_row(i), lane_row + pair_row(i) < args.span);
+        }
+        f32 d[PAIRS / 2][4] = {};
+#pragma unroll
+        for (u32 step = 0; step < STEPS; step++) {
+            const u32 b[2] = {x[step / 2][2 * (step % 2)], x[step / 2][2 * (step % 2) + 1]};
+            if (HADAMARD) {
+                mma_f16(d[HADAMARD ? step : 0], a[0], b);
+            } else {
+#pragma unroll
+                for (u32 strip = 0; strip < STRIPS; strip++) mma_f16(d[strip], a[HADAMARD ? 0 : strip * STEPS + step], b);
             }
+        }
+        if (HADAMARD) sums_and_differences(d);
 #pragma unroll
-            for (u32 stride = 1; stride < STEPS; stride *= 2) {
-#pragma unroll
-                for (u32 i = 0; i < STEPS; i++) {
-                    if (i & stride) continue;
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) {
-                        const f32 p = d[i][j], q = d[i + stride][j];
-                        d[i][j] = p + q;
-                        d[i + stride][j] = p - q;
-                    }
-                }
-            }
-#pragma unroll
-            for (u32 i = 0; i < 2 * STEPS; i++) {
-                const u32 row = strip_row(i / 2, 0) + i % 2 * 8;
-                const Places places = places_of(args, target, tile, row);
-                store_pair(args, target, d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1], tile, row, places, extremes);
-            }
-        } else {
-            // Asked for before the sums where registers allow, so that they are there behind them.
-            constexpr bool EARLY = SIZE == 32 || SIZE == 128;
-            Places places[2 * STRIPS];
-#pragma unroll
-            for (u32 i = 0; i < 2 * STRIPS && EARLY; i++) {
-                places[i] = places_of(args, target, tile, strip_row(i / 2, warp.part) + i % 2 * 8);
-            }
-            f32 d[STRIPS][4] = {};
-#pragma unroll
-            for (u32 step = 0; step < STEPS; step++) {
-                const u32 b[2] = {x[step / 2][2 * (step % 2)], x[step / 2][2 * (step % 2) + 1]};
-#pragma unroll
-                for (u32 strip = 0; strip < STRIPS; strip++) mma_f16(d[strip], a[strip * STEPS + step], b);
-            }
-#pragma unroll
-            for (u32 i = 0; i < 2 * STRIPS; i++) {
-                const u32 row = strip_row(i / 2, warp.part) + i % 2 * 8;
-                if (!EARLY) places[i] = places_of(args, target, tile, row);
-                store_pair(args, target, d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1], tile, row, places[i], extremes);
+        for (u32 i = 0; i < PAIRS; i++) {
+            const u32 word = pack_pair(args, d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
+            const bool there = lane_row + pair_row(i) < args.span;
+            if (LAST) {
+                extremes.least = minimum_nan_f16x2(extremes.least, word);
+                extremes.most = maximum_nan_f16x2(extremes.most, word);
+                if (there) *reinterpret_cast<u32 *>(row_of(lane_to, tile * args.span + lane_row + pair_row(i))) = word;
+            } else {
+                scatter_pair(args, lane_to, EARLY ? pairs[i] : places_of(args, at + pair_row(i), there), word);
             }
         }
     }
@@ -355,18 +353,21 @@ KERNEL(transform_quantize, TransformQuantizeArgs, 512, 1) {
     column.factor = args.source.kind == SOURCE_RMS_NORM ? shared.factors[g & (tokens - 1)] : 1.0f;
 
     Extremes extremes{0, 0};
-    u8 *from = shared.mid, *to = shared.mid;
+    u8 *to = shared.mid;
     const u32 last = args.rotation_count - 1;
-    if (!idle) {
-        rotate<true>(args, shared, warp, column, nullptr, {to, last > 0 ? args.places : nullptr, last == 0}, 0, extremes);
-    }
-    for (u32 i = 1; i <= last && !idle; i++) {
+    if (!idle && last == 0) {
+        rotate<true, true>(args, shared, warp, column, nullptr, to, nullptr, 0, extremes);
+    } else if (!idle) {
+        rotate<true, false>(args, shared, warp, column, nullptr, to, args.places, 0, extremes);
+        for (u32 i = 1; i < last; i++) {
+            u8 *from = to;
+            to = from == shared.mid ? shared.other : shared.mid;
+            sync_block();
+            const u32 *places = args.places + i * (args.rows << 3 >> args.token_bits);
+            rotate<false, false>(args, shared, warp, column, from, to, places, i, extremes);
+        }
         sync_block();
-        from = to;
-        // The last one works in place; in between, a permutation scatters into the other buffer.
-        if (i < last) to = from == shared.mid ? shared.other : shared.mid;
-        const u32 *places = args.places + i * (args.rows << 3 >> args.token_bits);
-        rotate<false>(args, shared, warp, column, from, {to, i < last ? places : nullptr, i == last}, i, extremes);
+        rotate<false, true>(args, shared, warp, column, to, to, nullptr, last, extremes);
     }
     const RowCoder row = coder_of(args, shared, extremes);
     // Behind coder_of's barrier all of the last rotation is in `to`.
