@@ -25,6 +25,7 @@ sources![
     "ptx.cuh",
     "quantize_tokens.cu",
     "rms_norm.cu",
+    "rotation.cuh",
     "rows.cuh",
     "token_sink.cuh",
     "token_source.cuh",
