@@ -41,6 +41,7 @@ sources![
     "quantize_tokens.cu",
     "rms_norm.cu",
     "rope_hadamard_quantize.cu",
+    "rotation.cuh",
     "rows.cuh",
     "token_sink.cuh",
     "token_source.cuh",

@@ -109,7 +109,7 @@ impl TransformQuantizePlan {
             Way::Rotated { rotation, tilings } => {
                 let tiling = tiling::choose(tilings, tokens, self.multiprocessors);
                 let threads = tiling.threads(rotation, tokens, self.multiprocessors);
-                let (tokens, kib) = (tiling.tokens(), tiling.shared.div_ceil(1024));
+                let (tokens, kib) = (tiling.tokens(), tiling.shared(rotation, threads).div_ceil(1024));
                 format!("{kernel}, {tokens} tokens a block of {threads} threads and {kib} KiB")
             }
         }
@@ -125,11 +125,10 @@ impl TransformQuantizePlan {
         if shape != self.desc.shape {
             return unsupported("transform", format!("{:?}", self.desc.shape), format!("{shape:?}"));
         }
-        let rotation = match &self.way {
-            Way::Plain => None,
-            Way::Rotated { rotation, .. } => Some(rotation),
-        };
-        TransformTables::new(device, transform, rotation)
+        match &self.way {
+            Way::Plain => TransformTables::new(device, transform, None, &[]),
+            Way::Rotated { rotation, tilings } => TransformTables::new(device, transform, Some(rotation), tilings),
+        }
     }
 
     /// Enqueues `tokens` tokens: `source` in the planned type, the `tables` of a transform of the planned shape, and where the
@@ -174,7 +173,7 @@ impl TransformQuantizePlan {
                 let arguments = Rotated::new(source, sink, tables, desc, rotation, tiling);
                 let rows = if desc.target == TransformTarget::Codes { tokens.next_multiple_of(8) } else { tokens };
                 let blocks = rows.div_ceil(tiling.tokens()) as u32;
-                Launch::new(&self.function, [blocks, 1, 1], threads, tiling.shared, &arguments)
+                Launch::new(&self.function, [blocks, 1, 1], threads, tiling.shared(rotation, threads), &arguments)
             }
         };
         // SAFETY: the caller vouches for the addresses; every block stays in the rows of its tokens.

@@ -65,8 +65,10 @@ pub(super) struct Tiling {
     pub(super) token_bits: u32,
     pub(super) rows: usize,
     pub(super) tiles: usize,
-    /// Bytes of shared memory.
-    pub(super) shared: u32,
+    /// Its number among those that fit.
+    pub(super) index: usize,
+    /// Bytes of shared memory beside the stages.
+    fixed: usize,
     /// Whether two such blocks have room on a multiprocessor.
     pairs: bool,
 }
@@ -74,6 +76,11 @@ pub(super) struct Tiling {
 impl Tiling {
     pub(super) fn tokens(&self) -> usize {
         1 << self.token_bits
+    }
+
+    /// Bytes of shared memory of a block of `threads`.
+    pub(super) fn shared(&self, rotation: &Rotation, threads: u32) -> u32 {
+        (self.fixed + rotation.stage_bytes(threads / 32)) as u32
     }
 
     /// Threads of a block. 128 registers a thread are one block of 512 threads a multiprocessor or two of 256: two hide each
@@ -99,21 +106,24 @@ pub(super) fn fitting(arch: Arch, shape: &TransformShape, rotation: &Rotation) -
         let segments = 8 >> token_bits;
         // Segments are made of whole tiles, and of whole chunks of codes.
         let (rows, tiles) = if segments == 1 {
-            (k.next_multiple_of(128), k.div_ceil(rotation.span))
+            let tiles = k.div_ceil(rotation.span);
+            ((tiles * rotation.span).next_multiple_of(128), tiles)
         } else {
             let unit = rotation.span / greatest_common_divisor(rotation.span, 128) * 128;
             let rows = k.div_ceil(segments).next_multiple_of(unit);
             (rows, rows / rotation.span)
         };
-        let bytes = 16 * rows * buffers + FIXED_BYTES + rotation.stage_bytes(WARPS);
+        let fixed = 16 * rows * buffers + FIXED_BYTES;
+        let bytes = fixed + rotation.stage_bytes(WARPS);
         least = least.min(bytes);
         if bytes <= limit {
-            let pairs = rotation.tile_warps() <= 8 && 2 * (bytes + 1024) <= arch.shared_per_multiprocessor() as usize;
-            fitting.push(Tiling { token_bits, rows, tiles, shared: bytes as u32, pairs });
+            let pair = 2 * (fixed + rotation.stage_bytes(WARPS / 2) + 1024);
+            let pairs = rotation.tile_warps() <= WARPS / 2 && pair <= arch.shared_per_multiprocessor() as usize;
+            fitting.push(Tiling { token_bits, rows, tiles, index: fitting.len(), fixed, pairs });
         }
     }
     if fitting.is_empty() {
-        let what = format!("shared memory of {} tokens of {k} channels", "transform_quantize's");
+        let what = format!("shared memory of one token of {k} channels");
         return Err(Error::Limit { what, limit: limit as u64, got: least as u64 });
     }
     Ok(fitting)
@@ -135,4 +145,36 @@ pub(super) fn choose(tilings: &[Tiling], tokens: usize, multiprocessors: u32) ->
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tilings(arch: Arch, channels: usize) -> (Rotation, Vec<Tiling>) {
+        let shape = TransformShape { channels, block: 128, rotations: 2, hadamard: false, smooth: false };
+        let rotation = Rotation::of(&shape).unwrap_or_else(|error| panic!("{error}"));
+        (rotation, fitting(arch, &shape, &rotation).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    #[test]
+    fn every_model_fits_every_chip() {
+        for arch in Arch::ALL {
+            for k in [4096, 5120, 8192, 11_008, 13_824, 14_336, 28_672] {
+                let (rotation, tilings) = tilings(arch, k);
+                for tiling in &tilings {
+                    assert!(tiling.shared(&rotation, 512) <= arch.shared_per_block(), "{arch:?} {k}: {tiling:?}");
+                    assert!(tiling.rows * (8 / tiling.tokens()) >= k, "{arch:?} {k}: {tiling:?}");
+                }
+                assert_eq!(choose(&tilings, 1, 108).tokens(), 1, "{arch:?} {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_tokens_take_eight_a_block_and_two_blocks_a_multiprocessor() {
+        let (rotation, tilings) = tilings(Arch::Sm80, 4096);
+        let tiling = choose(&tilings, 8192, 108);
+        assert_eq!((tiling.tokens(), tiling.threads(&rotation, 8192, 108)), (8, 256));
+    }
 }
