@@ -86,7 +86,10 @@ fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
     if library.exists() {
         return Ok(library);
     }
-    let scratch = library.with_extension(format!("{}.tmp", std::process::id()));
+    // Tests of one process compile at the same time.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let scratch = library.with_extension(format!("{}-{count}.tmp", std::process::id()));
     let output = Command::new(compiler()?)
         .args(&arguments)
         .arg(format!("-I{}", root.join("cuda").display()))
