@@ -25,6 +25,7 @@ sources![
     "attention_prefill.cu",
     "attention_prefill.cuh",
     "attention_prefill_out.cuh",
+    "attention_prefill_weights.cuh",
     "kernel.cuh",
     "kv_cache.cuh",
     "ptx.cuh",
