@@ -26,6 +26,7 @@ sources![
     "attention_prefill.cu",
     "attention_prefill.cuh",
     "attention_prefill_out.cuh",
+    "attention_prefill_weights.cuh",
     "embedding.cu",
     "gemm_w4a4.cuh",
     "gemm_w4a4_mma.cuh",
