@@ -22,6 +22,7 @@ sources![
     "affine.cuh",
     "attention.cuh",
     "attention_decode.cu",
+    "attention_decode.cuh",
     "kernel.cuh",
     "kv_cache.cuh",
     "ptx.cuh",
