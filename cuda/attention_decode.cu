@@ -6,9 +6,9 @@
 //   S^T [16 keys, 8 rows] = K Q^T          integers, exact; K from shared memory as it lies there, nibbles shifted out
 //   O^T [16 channels, 8 rows] += V^T P^T   half precision; P^T is S^T's fragment, turned by movmatrix
 //
-// Sums over channels may run in any order as long as K and Q agree, and channels of O^T may stand in any order: both are chosen so
-// that a lane takes whole words of the cache. Each warp has keys, copies in flight and softmax of its own until the end; no barrier
-// stands in the loop. The last block of a sequence and head merges what all have left in the workspace.
+// Sums over channels may run in any order as long as K and Q agree, and channels of O^T may stand in any order: both are chosen
+// so that a lane takes whole words of the cache. Each warp has keys, copies in flight and softmax of its own until the end; no
+// barrier stands in the loop. The last block of a sequence and head merges what all have left in the workspace.
 #include "attention_decode.cuh"
 
 constexpr u32 PART_BYTES = ROWS * (HEAD_DIM + 2) * 4;  // [8, D] of O, then maximum and sum of each row

@@ -1,5 +1,6 @@
-// The step of attention_decode.cu: keys and values of the paged cache are copied into shared memory as they lie, unpacked into matrix
-// fragments from there, and taken into the softmax of a warp. HEAD_DIM, KEY_BITS, VALUE_BITS, FLOAT and TILES say what they are.
+// The step of attention_decode.cu: keys and values of the paged cache are copied into shared memory as they lie, unpacked into
+// matrix fragments from there, and taken into the softmax of a warp. HEAD_DIM, KEY_BITS, VALUE_BITS, FLOAT and TILES say what
+// they are.
 #pragma once
 
 #include "attention.cuh"
@@ -15,8 +16,8 @@ constexpr u32 STAGE = KEYS * (KEY_BYTES + VALUE_BYTES + PARAM_BYTES);
 constexpr u32 STEPS = divide_up(HEAD_DIM, CODES ? 32 : 16);  // of the first product
 constexpr u32 CHANNEL_TILES = HEAD_DIM / 16;
 
-// Where a row's 16-byte pieces lie in shared memory: moved by an exclusive or, so that the rows that a warp reads at a time fall
-// into different banks. Rows of 40, 48, 80, 96, 160 or 192 bytes do so by themselves or nearly.
+// Where a row's 16-byte pieces lie in shared memory: moved by an exclusive or, so that the rows that a warp reads at a time
+// fall into different banks. Rows of 40, 48, 80, 96, 160 or 192 bytes do so by themselves or nearly.
 template <u32 BYTES, u32 WIDE>
 DEVICE u32 moved(u32 row) {
     constexpr u32 PIECES = BYTES / 16;
@@ -109,8 +110,8 @@ DEVICE ZeroPoints zero_points(u32 low, u32 high) {
     return {both | 0x64006400, (both << 4 & 0x0ff00ff0) + 0xd400d400};
 }
 
-// Channel pair i of the words of two keys: code minus zero point, exact in half precision, of both keys; first the even channel,
-// then the odd one.
+// Channel pair i of the words of two keys: code minus zero point, exact in half precision, of both keys; first the even
+// channel, then the odd one.
 DEVICE void value_pair(u32 (&out)[2], u32 first, u32 second, u32 i, const ZeroPoints &zero) {
     if (VALUE_BITS == 16) {
         out[0] = permute_bytes(first, second, 0x5410);
@@ -201,8 +202,8 @@ DEVICE void step(State &state, const u8 *stage, u32 key, const u32 (&q)[STEPS][2
                     score[m][2 * h + r] = static_cast<f32>(exact) * (query.scale[r] * scale);
                 }
                 value_scale[m][h] = f32_of(p.z);
-                // The exponent of the value's scale: maxima are those of the weighted values, so that a weight times the scale is
-                // below 2^(SLACK + 1) whatever the scales, and the largest of a row is no smaller than 1/2.
+                // The exponent of the value's scale. Maxima are those of score plus exponent, so that a weight times the
+                // scale is below 2^(SLACK + 1) whatever the scales, and the largest of a row is at least 1.
                 level[m][h] = static_cast<f32>(static_cast<i32>(p.z >> 23 & 0xff) - 127);
             }
         } else {
@@ -273,8 +274,8 @@ DEVICE void step(State &state, const u8 *stage, u32 key, const u32 (&q)[STEPS][2
         u32 shift[4];
 #pragma unroll
         for (u32 j = 0; j < 4; j++) shift[j] = moved<VALUE_BYTES, VALUE_WIDE>(16 * m + t + 4 * j);
-        // Codes less their zero points are numbers, whatever a key that is not seen holds. Floating point may be NaN, and 0 times
-        // NaN is NaN: where tokens see different keys, each has a product of its own, with what it does not see taken as 0.
+        // Codes less their zero points are numbers, whatever a key that is not seen holds. Floating point may be NaN, and 0
+        // times NaN is NaN: where tokens see different keys, each has a product of its own, with what it does not see taken as 0.
         const bool apart = !CODES && query.tokens > 1 && (key < query.common_first || key + KEYS > query.common_end);
         const u32 passes = apart ? query.tokens : 1;
         const u32 b[2] = {transpose_matrix(pack_weights(weight[0], weight[1])),
