@@ -275,7 +275,7 @@ DEVICE void step(State &state, const u8 *stage, u32 key, const u32 (&q)[STEPS][2
 #pragma unroll
         for (u32 j = 0; j < 4; j++) shift[j] = moved<VALUE_BYTES, VALUE_WIDE>(16 * m + t + 4 * j);
         // Codes less their zero points are numbers, whatever a key that is not seen holds. Floating point may be NaN, and 0
-        // times NaN is NaN: where tokens see different keys, each has a product of its own, with what it does not see taken as 0.
+        // times NaN is NaN: where tokens see different keys, each has a product of its own, and what it does not see is 0.
         const bool apart = !CODES && query.tokens > 1 && (key < query.common_first || key + KEYS > query.common_end);
         const u32 passes = apart ? query.tokens : 1;
         const u32 b[2] = {transpose_matrix(pack_weights(weight[0], weight[1])),
