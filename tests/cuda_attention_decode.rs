@@ -238,7 +238,6 @@ fn what_is_not_finite_spoils_what_sees_it() {
         for (key, value) in [(4, 4), (16, 16)] {
             let (d, heads, kv_heads) = (64, 4, 2);
             let layer = Layer::new(&device, shape(heads, kv_heads, d, key, value, Dtype::F16), 2, 130, 64);
-            let width = layer.shape.width();
             let parts = [(100, 3), (20, 1)];
             // Head of qkv and token of the first sequence that gets the bad number; rows that become NaN.
             type Spoiled = fn(usize, usize) -> bool;
