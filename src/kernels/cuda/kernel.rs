@@ -23,6 +23,7 @@ sources![
     "argmax.cu",
     "attention.cuh",
     "attention_decode.cu",
+    "attention_decode.cuh",
     "attention_prefill.cu",
     "attention_prefill.cuh",
     "attention_prefill_out.cuh",
