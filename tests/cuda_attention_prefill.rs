@@ -2,14 +2,14 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails and reports this way")]
 
+mod cache;
 mod cuda;
 mod oracle;
-mod cache;
 
+use cache::{Case, Memory, Span};
 use cuda::devices;
 use duquant::kernels::cuda::{Arch, Dtype};
 use oracle::Random;
-use cache::{Case, Memory, Span};
 
 const SMALL: f64 = 1.0 / (1 << 24) as f64;
 

@@ -4,6 +4,7 @@
 
 mod common;
 mod cuda;
+mod oracle;
 #[path = "common/pipeline.rs"]
 mod pipeline;
 
