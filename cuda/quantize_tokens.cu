@@ -33,7 +33,7 @@ KERNEL(quantize_tokens, QuantizeTokensArgs, 256, 4) {
     bool finite = true;
     const u32 octets = there ? divide_up(source.channels, 8u) : 0;
     for (u32 i = thread_index(); i < octets; i += block_threads()) {
-        RawOctet<Input> raw;
+        RawOctet<Input> raw{};
         f32 x[8];
         if (source.wide) fetch_8(raw, source, token, 8 * i);
         source_8(x, raw, source, token, 8 * i, source.channels, factor);
@@ -72,7 +72,7 @@ KERNEL(quantize_tokens, QuantizeTokensArgs, 256, 4) {
             const u32 live = there ? live_channels(channel, source.channels) : 0;
             f32 x[8] = {};
             if (live > 0) {
-                RawOctet<Input> raw;
+                RawOctet<Input> raw{};
                 if (source.wide) fetch_8(raw, source, token, channel);
                 source_8(x, raw, source, token, channel, source.channels, factor);
             }

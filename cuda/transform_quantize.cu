@@ -6,7 +6,10 @@
 // the columns are those tokens in 8 / TOKENS segments of the channels. No column is wasted at one token, and
 // shared memory, 16 bytes a row for all eight columns, holds 28,672 channels on every chip.
 //
-// "row" r of column j is channel j % segments * rows + r of its token. Between rotations the values lie in shared memory as f16,
+// Values are kept 16 times smaller than they are: a power of two costs no precision down to 1e-3 (below it roundings are by at most
+// 2^-22), and moves f16's end from 65,504, which a massive outlier can reach, to a million.
+//
+// Row r of column j is channel j % segments * rows + r of its token. Between rotations the values lie in shared memory as f16,
 // [rows][8 columns]; the sums are f32. The permutation is where the results are stored.
 //
 // A lane 4 g + t always holds octets: eight neighbouring channels 8 t of a run of 32, of column g. They come so from global
@@ -25,19 +28,21 @@ constexpr u32 STRIPS = HADAMARD ? STEPS : SIZE == 256 ? 1 : SIZE == 128 ? 2 : ST
 constexpr u32 TILE_WARPS = STEPS / STRIPS;
 constexpr u32 RUNS = SIZE / 32;
 
+constexpr f32 SHRINK = 1.0f / 16.0f, GROW = 16.0f;
+
 struct TransformQuantizeArgs {
     TokenSource<Input> source;
     TokenSink sink;
     const u8 *rotations;       // packed, one after the other
-    const u32 *destinations;   // [P, K]: the channel that channel c becomes
+    const u32 *places;         // [P, 8 >> token_bits, rows]: bytes from the buffer's start to where the permutation puts a row
     u32 rotation_count;        // P + 1
     u32 token_bits;            // a block takes 1 << token_bits tokens
     u32 rows;                  // of a column, a multiple of 128
-    u32 inverse_rows;          // ceil(2^32 / rows)
     u32 span;                  // rows of a tile that are used, at most SIZE
     u32 tiles;                 // of a column
     f32 factor;                // of the packed matrix
     u32 clear;                 // some rows belong to no channel
+    u32 unused;
 };
 
 struct Shared {
@@ -115,7 +120,7 @@ DEVICE void convert_run(u32 (&x)[4], const RawOctet<Input> &raw, const Transform
         f32 v[8];
         source_8(v, raw, args.source, column.token, channel, smaller(start + args.span, args.source.channels), column.factor);
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) x[i] = pack_f16(v[2 * i], v[2 * i + 1]);
+        for (u32 i = 0; i < 4; i++) x[i] = pack_f16(v[2 * i] * SHRINK, v[2 * i + 1] * SHRINK);
     }
 }
 
@@ -126,47 +131,43 @@ struct Extremes {
 // Where a warp's results go.
 struct Target {
     u8 *to;
-    const u32 *destinations;  // null: the rows stay where they are
+    const u32 *places;  // of this rotation's permutation; null: the rows stay where they are
     bool last;
 };
 
-// The channel's new place in `to`.
-DEVICE u8 *destination(const TransformQuantizeArgs &args, u8 *to, u32 slot, u32 token) {
-    const u32 segment = static_cast<u32>(static_cast<u64>(slot) * args.inverse_rows >> 32);
-    return row_of(to, slot - segment * args.rows) + 2 * ((segment << args.token_bits) + token);
+constexpr u32 NOWHERE = 0xffffffff;
+
+// Places of columns 2 t and 2 t + 1 of a row of the tile; the second is asked for only where it is another segment's. The host
+// marks channels that are not there.
+struct Places {
+    u32 first, second;
+};
+
+DEVICE Places places_of(const TransformQuantizeArgs &args, const Target &target, u32 tile, u32 in_tile) {
+    const u32 row = tile * args.span + in_tile;
+    if (target.places == nullptr || in_tile >= args.span || row >= args.rows) return {NOWHERE, NOWHERE};
+    const u32 *at = target.places + (2 * (lane_index() % 4) >> args.token_bits) * args.rows + row;
+    return {at[0], args.token_bits == 0 ? at[args.rows] : NOWHERE};
 }
 
-DEVICE void store_strip(const TransformQuantizeArgs &args, const Target &target, const f32 (&d)[4], u32 tile, u32 strip_row_0,
-                        Extremes &extremes) {
+// Stores the pair of columns of a row.
+DEVICE void store_pair(const TransformQuantizeArgs &args, const Target &target, f32 low, f32 high, u32 tile, u32 in_tile,
+                       const Places &places, Extremes &extremes) {
+    const u32 word = pack_f16(low * args.factor, high * args.factor);
+    if (target.last) {
+        extremes.least = minimum_nan_f16x2(extremes.least, word);
+        extremes.most = maximum_nan_f16x2(extremes.most, word);
+    }
     const u32 t = lane_index() % 4;
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32 in_tile = strip_row_0 + 8 * half, row = tile * args.span + in_tile;
-        const u32 word = pack_f16(d[2 * half] * args.factor, d[2 * half + 1] * args.factor);
-        if (target.last) {
-            extremes.least = minimum_nan_f16x2(extremes.least, word);
-            extremes.most = maximum_nan_f16x2(extremes.most, word);
-        }
-        if (in_tile >= args.span || row >= args.rows) continue;
-        if (target.destinations == nullptr) {
-            *reinterpret_cast<u32 *>(row_of(target.to, row) + 4 * t) = word;
-            continue;
-        }
-        const u32 column = 2 * t, segment = column >> args.token_bits, token = column & ((1 << args.token_bits) - 1);
-        const u32 channel = segment * args.rows + row;
-        if (args.token_bits > 0) {
-            if (channel < args.source.channels) {
-                *reinterpret_cast<u32 *>(destination(args, target.to, target.destinations[channel], token)) = word;
-            }
-        } else {
-            if (channel < args.source.channels) {
-                *reinterpret_cast<u16 *>(destination(args, target.to, target.destinations[channel], 0)) = static_cast<u16>(word);
-            }
-            if (channel + args.rows < args.source.channels) {
-                *reinterpret_cast<u16 *>(destination(args, target.to, target.destinations[channel + args.rows], 0)) =
-                    static_cast<u16>(word >> 16);
-            }
-        }
+    if (target.places == nullptr) {
+        const u32 row = tile * args.span + in_tile;
+        if (in_tile < args.span && row < args.rows) *reinterpret_cast<u32 *>(row_of(target.to, row) + 4 * t) = word;
+    } else if (args.token_bits > 0) {
+        const u32 token = 2 * t & ((1 << args.token_bits) - 1);
+        if (places.first != NOWHERE) *reinterpret_cast<u32 *>(target.to + places.first + 2 * token) = word;
+    } else {
+        if (places.first != NOWHERE) *reinterpret_cast<u16 *>(target.to + places.first) = static_cast<u16>(word);
+        if (places.second != NOWHERE) *reinterpret_cast<u16 *>(target.to + places.second) = static_cast<u16>(word >> 16);
     }
 }
 
@@ -182,7 +183,7 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
         const Quad q = load_16_constant(packed + 512 * i + 16 * lane_index());
         a[i][0] = q.x, a[i][1] = q.y, a[i][2] = q.z, a[i][3] = q.w;
     }
-    RawOctet<Input> raw;
+    RawOctet<Input> raw{};
     const bool gives = TILE_WARPS == 1 || warp.part < RUNS;
     if (FIRST && TILE_WARPS > 1 && gives && warp.group < args.tiles) fetch_run(raw, args, column, warp.group, warp.part);
     u32 turn = 0;
@@ -241,8 +242,19 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
                 }
             }
 #pragma unroll
-            for (u32 step = 0; step < STEPS; step++) store_strip(args, target, d[step], tile, strip_row(step, 0), extremes);
+            for (u32 i = 0; i < 2 * STEPS; i++) {
+                const u32 row = strip_row(i / 2, 0) + i % 2 * 8;
+                const Places places = places_of(args, target, tile, row);
+                store_pair(args, target, d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1], tile, row, places, extremes);
+            }
         } else {
+            // Asked for before the sums where registers allow, so that they are there behind them.
+            constexpr bool EARLY = SIZE == 32 || SIZE == 128;
+            Places places[2 * STRIPS];
+#pragma unroll
+            for (u32 i = 0; i < 2 * STRIPS && EARLY; i++) {
+                places[i] = places_of(args, target, tile, strip_row(i / 2, warp.part) + i % 2 * 8);
+            }
             f32 d[STRIPS][4] = {};
 #pragma unroll
             for (u32 step = 0; step < STEPS; step++) {
@@ -251,14 +263,16 @@ DEVICE void rotate(const TransformQuantizeArgs &args, const Shared &shared, cons
                 for (u32 strip = 0; strip < STRIPS; strip++) mma_f16(d[strip], a[strip * STEPS + step], b);
             }
 #pragma unroll
-            for (u32 strip = 0; strip < STRIPS; strip++) {
-                store_strip(args, target, d[strip], tile, strip_row(strip, warp.part), extremes);
+            for (u32 i = 0; i < 2 * STRIPS; i++) {
+                const u32 row = strip_row(i / 2, warp.part) + i % 2 * 8;
+                if (!EARLY) places[i] = places_of(args, target, tile, row);
+                store_pair(args, target, d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1], tile, row, places[i], extremes);
             }
         }
     }
 }
 
-// The quantizer of the lane's column g in every lane. Ends behind a barrier; `parts` may be written after another.
+// The quantizer of the lane's column g, for values as they are kept, in every lane. Ends behind a barrier; `parts` may be written after another.
 DEVICE RowCoder coder_of(const TransformQuantizeArgs &args, const Shared &shared, Extremes extremes) {
     const u32 lane = lane_index(), warps = block_threads() / 32;
 #pragma unroll
@@ -298,10 +312,11 @@ DEVICE RowCoder coder_of(const TransformQuantizeArgs &args, const Shared &shared
             finite &= other_finite;
         }
     }
-    const RowCoder row = row_coder(args.sink.affine, low, high, finite);
+    const RowCoder row = row_coder(args.sink.affine, low * GROW, high * GROW, finite);
     const u32 g = lane / 4;
-    return {shuffle(row.scale, g),   shuffle(row.inverse_scale, g), shuffle(row.lowest, g),
-            shuffle(row.highest, g), shuffle(row.shift, g),         shuffle(row.marked, g)};
+    // x * (inverse * 16) is (x * 16) * inverse, bit for bit.
+    return {shuffle(row.scale, g),   shuffle(row.inverse_scale * GROW, g), shuffle(row.lowest, g),
+            shuffle(row.highest, g), shuffle(row.shift, g),                shuffle(row.marked, g)};
 }
 
 KERNEL(transform_quantize, TransformQuantizeArgs, 512, 1) {
@@ -343,15 +358,15 @@ KERNEL(transform_quantize, TransformQuantizeArgs, 512, 1) {
     u8 *from = shared.mid, *to = shared.mid;
     const u32 last = args.rotation_count - 1;
     if (!idle) {
-        rotate<true>(args, shared, warp, column, nullptr, {to, last > 0 ? args.destinations : nullptr, last == 0}, 0, extremes);
+        rotate<true>(args, shared, warp, column, nullptr, {to, last > 0 ? args.places : nullptr, last == 0}, 0, extremes);
     }
     for (u32 i = 1; i <= last && !idle; i++) {
         sync_block();
         from = to;
         // The last one works in place; in between, a permutation scatters into the other buffer.
         if (i < last) to = from == shared.mid ? shared.other : shared.mid;
-        const u32 *destinations = args.destinations + static_cast<u64>(i) * args.source.channels;
-        rotate<false>(args, shared, warp, column, from, {to, i < last ? destinations : nullptr, i == last}, i, extremes);
+        const u32 *places = args.places + i * (args.rows << 3 >> args.token_bits);
+        rotate<false>(args, shared, warp, column, from, {to, i < last ? places : nullptr, i == last}, i, extremes);
     }
     const RowCoder row = coder_of(args, shared, extremes);
     // Behind coder_of's barrier all of the last rotation is in `to`.
@@ -378,6 +393,10 @@ KERNEL(transform_quantize, TransformQuantizeArgs, 512, 1) {
                 codes[w] = codes_of(row, x, live);
                 sum = sum_of(codes[w], sum);
             } else if (live > 0) {
+                if (sink.target == TARGET_FLOAT) {
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) x[i] = x[i] * GROW;
+                }
                 store_values(sink, column.token, channel, row, x, live);
             }
         }

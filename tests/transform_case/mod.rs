@@ -160,14 +160,15 @@ impl Case<'_> {
 }
 
 /// The oracle's transformed tokens, and for each how far the kernel's may be: rounding to `f16` of what a rotation reads
-/// (`u = 2^-11`, and half of the smallest step), of its matrix and of the result, and the sums' `f32`, whatever their order.
+/// (`u = 2^-11`, and half of the smallest step of values that are kept 16 times smaller), of its matrix and of the result, and the sums' `f32`, whatever their order.
 pub(crate) fn bounds(transform: &Transform, real: &[f64], before: f64) -> (Vec<f64>, Vec<f64>) {
     let (k, block) = (transform.channels, transform.block);
     let exact = oracle::transform(transform).apply(real);
     let smooth = |i: usize| transform.inverse_smooth.as_ref().map_or(1.0, |smooth| f64::from(smooth[i % k]));
     let mut x: Vec<f64> = real.iter().enumerate().map(|(i, x)| x * smooth(i)).collect();
     let mut error: Vec<f64> = x.iter().map(|x| before * x.abs()).collect();
-    let round = |x: f64, e: f64| e + (x.abs() + e) * 2.0_f64.powi(-11) + 2.0_f64.powi(-25);
+    let round = |x: f64, e: f64| e + (x.abs() + e) * 2.0_f64.powi(-11) + 2.0_f64.powi(-21);
+    let round_entry = |r: f64| r.abs() * 2.0_f64.powi(-11) + 2.0_f64.powi(-25);
     for i in 0..transform.rotation_count() {
         if i > 0 {
             let permutation = transform.permutation(i - 1);
@@ -184,7 +185,7 @@ pub(crate) fn bounds(transform: &Transform, real: &[f64], before: f64) -> (Vec<f
             let (mut sum, mut sum_error, mut magnitude) = (0.0, 0.0, 0.0);
             for c in 0..block {
                 let entry = f64::from(r[c * block + j]);
-                let entry_error = if transform.hadamard { 1e-7 } else { round(entry, 0.0) };
+                let entry_error = if transform.hadamard { 1e-7 } else { round_entry(entry) };
                 sum += x[at + c] * entry;
                 sum_error += error[at + c] * (entry.abs() + entry_error) + x[at + c].abs() * entry_error;
                 magnitude += x[at + c].abs() * entry.abs();

@@ -27,8 +27,9 @@ use tiling::{PLAIN_THREADS, Rotation, Tiling};
 ///
 /// Rotations run on the tensor cores: a rotation's input, its matrix and its output are rounded to `f16` (a Hadamard's matrix
 /// is exact), sums are in `f32`. With `u = 2^-11` an output `y_j = sum_k x_k r_kj` is off by at most
-/// `sum_k |x_k| |r_kj| (2u + u^2) + u |y_j|` and the sums' `f32` rounding; what the quantizer gets is the last output in `f16`,
-/// which [`TransformTarget::Float`] shows exactly in `f32`. Values up to 65,504 are in range, at every step.
+/// `sum_k |x_k| |r_kj| (2u + u^2) + u |y_j|` and the sums' `f32` rounding, besides `2^-21` for each value below `2^-10`. What the
+/// quantizer gets is the last output so rounded, which [`TransformTarget::Float`] shows exactly in `f32`. Values up to 1,048,064
+/// are in range, at every step.
 ///
 /// A token whose transformed values hold NaN or infinity, or leave that range on their way, gets scale NaN, zero point 0, codes 0
 /// and row sum 0, and NaN throughout as [`TransformTarget::Dequantized`]. As [`TransformTarget::Float`] its values are what came
@@ -108,7 +109,7 @@ impl TransformQuantizePlan {
             Way::Rotated { rotation, tilings } => {
                 let tiling = tiling::choose(tilings, tokens, self.multiprocessors);
                 let threads = tiling.threads(rotation, tokens, self.multiprocessors);
-                let (tokens, kib) = (tiling.tokens(), tiling.shared.div_ceil(1024));
+                let (tokens, kib) = (tiling.tokens(), tiling.shared(rotation, threads).div_ceil(1024));
                 format!("{kernel}, {tokens} tokens a block of {threads} threads and {kib} KiB")
             }
         }
@@ -124,11 +125,10 @@ impl TransformQuantizePlan {
         if shape != self.desc.shape {
             return unsupported("transform", format!("{:?}", self.desc.shape), format!("{shape:?}"));
         }
-        let rotation = match &self.way {
-            Way::Plain => None,
-            Way::Rotated { rotation, .. } => Some(rotation),
-        };
-        TransformTables::new(device, transform, rotation)
+        match &self.way {
+            Way::Plain => TransformTables::new(device, transform, None, &[]),
+            Way::Rotated { rotation, tilings } => TransformTables::new(device, transform, Some(rotation), tilings),
+        }
     }
 
     /// Enqueues `tokens` tokens: `source` in the planned type, the `tables` of a transform of the planned shape, and where the
@@ -173,7 +173,7 @@ impl TransformQuantizePlan {
                 let arguments = Rotated::new(source, sink, tables, desc, rotation, tiling);
                 let rows = if desc.target == TransformTarget::Codes { tokens.next_multiple_of(8) } else { tokens };
                 let blocks = rows.div_ceil(tiling.tokens()) as u32;
-                Launch::new(&self.function, [blocks, 1, 1], threads, tiling.shared, &arguments)
+                Launch::new(&self.function, [blocks, 1, 1], threads, tiling.shared(rotation, threads), &arguments)
             }
         };
         // SAFETY: the caller vouches for the addresses; every block stays in the rows of its tokens.

@@ -152,15 +152,15 @@ pub(super) struct Rotated {
     source: Source,
     sink: Sink,
     rotations: Address,
-    destinations: Address,
+    places: Address,
     rotation_count: u32,
     token_bits: u32,
     rows: u32,
-    inverse_rows: u32,
     span: u32,
     tiles: u32,
     factor: f32,
     clear: u32,
+    unused: u32,
 }
 
 impl Rotated {
@@ -177,15 +177,15 @@ impl Rotated {
             source,
             sink,
             rotations: tables.rotations(),
-            destinations: tables.destinations(),
+            places: tables.places(tiling.index),
             rotation_count: desc.shape.rotations as u32,
             token_bits: tiling.token_bits,
             rows: tiling.rows as u32,
-            inverse_rows: (1_u64 << 32).div_ceil(tiling.rows as u64) as u32,
             span: rotation.span as u32,
             tiles: tiling.tiles as u32,
             factor: rotation.factor,
             clear: u32::from(clear),
+            unused: 0,
         }
     }
 }

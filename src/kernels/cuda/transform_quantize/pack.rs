@@ -2,7 +2,7 @@
 
 use super::super::{Address, Buffer, Device, Error};
 use super::TransformShape;
-use super::tiling::Rotation;
+use super::tiling::{Rotation, Tiling};
 use crate::kernels::Transform;
 use half::f16;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use std::sync::Arc;
 pub struct TransformTables {
     shape: TransformShape,
     rotations: Option<Buffer>,
-    destinations: Option<Buffer>,
+    /// For each of the plan's tilings.
+    places: Vec<Option<Buffer>>,
     inverse_smooth: Option<Buffer>,
 }
 
@@ -21,8 +22,8 @@ impl TransformTables {
         device: &Arc<dyn Device>,
         transform: &Transform,
         rotation: Option<&Rotation>,
+        tilings: &[Tiling],
     ) -> Result<Self, Error> {
-        let k = transform.channels;
         let mut packed = Vec::new();
         if let Some(rotation) = rotation {
             for i in 0..transform.rotation_count() {
@@ -33,19 +34,12 @@ impl TransformTables {
                 }
             }
         }
-        // y[j] = x[permutation[j]]: channel permutation[j] goes to j.
-        let mut destinations = vec![0_u32; transform.permutations.len()];
-        for i in 0..transform.permutation_count() {
-            let to = &mut destinations[i * k..(i + 1) * k];
-            for (j, &from) in transform.permutation(i).iter().enumerate() {
-                to[from as usize] = j as u32;
-            }
-        }
+        let places = tilings.iter().map(|tiling| upload(device, "permutations", &places(transform, tiling)));
         let smooth = transform.inverse_smooth.as_deref().unwrap_or_default();
         Ok(Self {
             shape: TransformShape::of(transform),
             rotations: upload(device, "rotations", &packed)?,
-            destinations: upload(device, "permutations", &destinations)?,
+            places: places.collect::<Result<_, _>>()?,
             inverse_smooth: upload(device, "inverse_smooth", smooth)?,
         })
     }
@@ -59,15 +53,17 @@ impl TransformTables {
     /// Bytes of device memory.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        [&self.rotations, &self.destinations, &self.inverse_smooth].into_iter().flatten().map(Buffer::bytes).sum()
+        let others = [&self.rotations, &self.inverse_smooth];
+        others.into_iter().chain(&self.places).flatten().map(Buffer::bytes).sum()
     }
 
     pub(super) fn rotations(&self) -> Address {
         address(&self.rotations)
     }
 
-    pub(super) fn destinations(&self) -> Address {
-        address(&self.destinations)
+    /// Of the plan's tiling number `tiling`.
+    pub(super) fn places(&self, tiling: usize) -> Address {
+        self.places.get(tiling).map_or(0, address)
     }
 
     pub(super) fn inverse_smooth(&self) -> Address {
@@ -81,6 +77,25 @@ fn address(buffer: &Option<Buffer>) -> Address {
 
 fn upload<T: bytemuck::Pod>(device: &Arc<dyn Device>, what: &str, values: &[T]) -> Result<Option<Buffer>, Error> {
     if values.is_empty() { Ok(None) } else { Buffer::upload(device, what, values).map(Some) }
+}
+
+/// Where each permutation puts the channels of a tiling's segments, `[P, segments, rows]`: bytes from the start of the buffer of
+/// rows, for the segment's first token. Rows beyond the channels have no place.
+fn places(transform: &Transform, tiling: &Tiling) -> Vec<u32> {
+    let (k, rows) = (transform.channels, tiling.rows);
+    let stride = rows * (8 / tiling.tokens());
+    let mut out = vec![u32::MAX; transform.permutation_count() * stride];
+    for i in 0..transform.permutation_count() {
+        // y[j] = x[permutation[j]]: channel permutation[j] goes to j.
+        for (j, &from) in transform.permutation(i).iter().enumerate() {
+            let (segment, row) = (j / rows, j % rows);
+            // `row_of` of the kernel.
+            let place = 16 * (row ^ (row >> 2 & 6)) + 2 * tiling.tokens() * segment;
+            out[i * stride + from as usize] = place as u32;
+        }
+    }
+    debug_assert!(k <= stride);
+    out
 }
 
 /// One matrix of 16 x 16 as operand A of `mma.m16n8k16`: the four words of each lane, from its entry at fragment row `m` and

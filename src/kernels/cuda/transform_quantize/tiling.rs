@@ -65,8 +65,10 @@ pub(super) struct Tiling {
     pub(super) token_bits: u32,
     pub(super) rows: usize,
     pub(super) tiles: usize,
-    /// Bytes of shared memory.
-    pub(super) shared: u32,
+    /// Its number among those that fit.
+    pub(super) index: usize,
+    /// Bytes of shared memory beside the stages.
+    fixed: usize,
     /// Whether two such blocks have room on a multiprocessor.
     pairs: bool,
 }
@@ -74,6 +76,11 @@ pub(super) struct Tiling {
 impl Tiling {
     pub(super) fn tokens(&self) -> usize {
         1 << self.token_bits
+    }
+
+    /// Bytes of shared memory of a block of `threads`.
+    pub(super) fn shared(&self, rotation: &Rotation, threads: u32) -> u32 {
+        (self.fixed + rotation.stage_bytes(threads / 32)) as u32
     }
 
     /// Threads of a block. 128 registers a thread are one block of 512 threads a multiprocessor or two of 256: two hide each
@@ -105,15 +112,17 @@ pub(super) fn fitting(arch: Arch, shape: &TransformShape, rotation: &Rotation) -
             let rows = k.div_ceil(segments).next_multiple_of(unit);
             (rows, rows / rotation.span)
         };
-        let bytes = 16 * rows * buffers + FIXED_BYTES + rotation.stage_bytes(WARPS);
+        let fixed = 16 * rows * buffers + FIXED_BYTES;
+        let bytes = fixed + rotation.stage_bytes(WARPS);
         least = least.min(bytes);
         if bytes <= limit {
-            let pairs = rotation.tile_warps() <= 8 && 2 * (bytes + 1024) <= arch.shared_per_multiprocessor() as usize;
-            fitting.push(Tiling { token_bits, rows, tiles, shared: bytes as u32, pairs });
+            let pair = 2 * (fixed + rotation.stage_bytes(WARPS / 2) + 1024);
+            let pairs = rotation.tile_warps() <= WARPS / 2 && pair <= arch.shared_per_multiprocessor() as usize;
+            fitting.push(Tiling { token_bits, rows, tiles, index: fitting.len(), fixed, pairs });
         }
     }
     if fitting.is_empty() {
-        let what = format!("shared memory of {} tokens of {k} channels", "transform_quantize's");
+        let what = format!("shared memory of one token of {k} channels");
         return Err(Error::Limit { what, limit: limit as u64, got: least as u64 });
     }
     Ok(fitting)
