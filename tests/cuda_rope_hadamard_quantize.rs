@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails this way")]
 
 mod cuda;
+mod layer;
 mod oracle;
-mod paged;
 
 use cuda::STREAM;
 use duquant::kernels::cpu::{self, Isa, QueryHeads, QueryHeadsDesc, RopeTable};
@@ -16,8 +16,8 @@ use duquant::kernels::cuda::{
 use duquant::kernels::{Affine, Error as KernelError};
 use duquant_reference as reference;
 use half::{bf16, f16};
+use layer::{Layer, Row, Shape, codes};
 use oracle::{Random, affine, widen};
-use paged::{Layer, Row, Shape, codes};
 use std::collections::HashMap;
 
 const TOKENS: [usize; 10] = [1, 2, 3, 7, 8, 9, 63, 64, 65, 257];
