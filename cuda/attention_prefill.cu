@@ -20,7 +20,9 @@ constexpr u32 KEY_BYTES = KEYS * KEY_STRIDE, VALUE_BYTES = KEYS * VALUE_STRIDE;
 constexpr u32 PAIR_BYTES = CODES ? KEYS / 2 * sizeof(KeyPair) : 0;
 constexpr u32 BUFFER_BYTES = KEY_BYTES + VALUE_BYTES + PAIR_BYTES;
 constexpr u32 RAW_BYTES = CODES ? KEYS * sizeof(KvParams) : 0;
-static_assert(SHARED_BYTES == BUFFERS * BUFFER_BYTES + RAW_BYTES, "as prefill.rs counts it");
+// Of each row, for the pages that only some rows see: it costs a division.
+constexpr u32 POSITION_BYTES = ROWS * sizeof(u32);
+static_assert(SHARED_BYTES == BUFFERS * BUFFER_BYTES + RAW_BYTES + QUERY_BYTES + POSITION_BYTES, "as prefill.rs counts it");
 
 // What a lane knows of its rows, g and 8 + g of each tile.
 struct Rows {
@@ -150,16 +152,17 @@ DEVICE void grow(Rows &rows, Sums &sums, const f32 (&y)[TILES][SPAN / 8][4]) {
 }
 
 // A row sees `window` keys up to the one at its position; the others weigh nothing.
-DEVICE void mask(f32 (&y)[TILES][SPAN / 8][4], const u32 (&position)[TILES][2], u32 first_key, u32 window) {
+DEVICE void mask(f32 (&y)[TILES][SPAN / 8][4], const u32 *positions, u32 first_key, u32 window) {
 #pragma unroll
     for (u32 m = 0; m < TILES; m++) {
+        const u32 position[2] = {positions[16 * m], positions[16 * m + 8]};
 #pragma unroll
         for (u32 n = 0; n < SPAN / 8; n++) {
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 const u32 key = first_key + 8 * n + 2 * (lane_index() % 4) + i % 2;
                 // Wraps to something large where the key is ahead.
-                if (position[m][i / 2] - key >= window) y[m][n][i] = -f32_of(0x7f800000);
+                if (position[i / 2] - key >= window) y[m][n][i] = -f32_of(0x7f800000);
             }
         }
     }
@@ -187,7 +190,11 @@ KERNEL(attention_prefill, AttentionArgs, THREADS, BLOCKS) {
 
     Rows rows;
     Sums sums;
-    u32 q[TILES][STEPS][4];
+    Queries q;
+    u32 *const all_positions = reinterpret_cast<u32 *>(shared_memory() + SHARED_BYTES - POSITION_BYTES);
+    for (u32 i = thread_index(); i < ROWS; i += THREADS) all_positions[i] = position_of(block_row + i);
+    const u32 *const positions = all_positions + (first_row - block_row) + lane / 4;
+    Quad *const stored = reinterpret_cast<Quad *>(shared_memory() + BUFFERS * BUFFER_BYTES + RAW_BYTES) + thread_index();
 #pragma unroll
     for (u32 m = 0; m < TILES; m++) {
 #pragma unroll
@@ -205,6 +212,10 @@ KERNEL(attention_prefill, AttentionArgs, THREADS, BLOCKS) {
             rows.sum[m][h] = static_cast<Whole>(params.row_sum - static_cast<i32>(HEAD_DIM) * params.zero_point);
             rows.zero[m][h] = static_cast<Whole>(params.zero_point);
 #endif
+        }
+        if (QUERIES_SHARED) {
+#pragma unroll
+            for (u32 s = 0; s < STEPS; s++) stored[(m * STEPS + s) * THREADS] = {q[m][s][0], q[m][s][1], q[m][s][2], q[m][s][3]};
         }
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
@@ -268,7 +279,7 @@ KERNEL(attention_prefill, AttentionArgs, THREADS, BLOCKS) {
             const KeyPair *pairs = all_pairs + span / 2;
             Dot dots[TILES][SPAN / 8][4];
             if (CODES && !seen) break;
-            dot_products(dots, q, buffer + (span + lane) * KEY_STRIDE);
+            dot_products(dots, q, stored, buffer + (span + lane) * KEY_STRIDE);
             if (!CODES) {
                 // The values have come, and nobody reads the keys.
                 copy_async_wait<0>();
@@ -280,14 +291,7 @@ KERNEL(attention_prefill, AttentionArgs, THREADS, BLOCKS) {
             f32 y[TILES][SPAN / 8][4];
             u32 p[TILES][SPAN / 16][4];
             exponents(y, dots, rows, pairs);
-            if (masked) {
-                u32 position[TILES][2];
-#pragma unroll
-                for (u32 m = 0; m < TILES; m++) {
-                    for (u32 h = 0; h < 2; h++) position[m][h] = position_of(first_row + 16 * m + 8 * h + lane / 4);
-                }
-                mask(y, position, first_key + span, window);
-            }
+            if (masked) mask(y, positions, first_key + span, window);
             grow(rows, sums, y);
             if (masked) {
                 weights<true>(p, y, rows, pairs);

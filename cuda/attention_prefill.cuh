@@ -109,14 +109,29 @@ DEVICE void multiply_scores(Dot (&s)[4], const u32 (&a)[4], const u32 (&b)[2], b
 #endif
 }
 
+// Fragments of queries stay in registers, or in shared memory where sums need those: a Quad a lane.
+constexpr bool QUERIES_SHARED = HEAD_DIM == 256 && KEY_BITS == 8 && VALUE_BITS == 8;
+using Queries = u32[TILES][STEPS][4];
+constexpr u32 QUERY_BYTES = QUERIES_SHARED ? THREADS * TILES * STEPS * sizeof(Quad) : 0;
+
+DEVICE Quad query_fragment(const Queries &q, const Quad *stored, u32 m, u32 step) {
+    if constexpr (QUERIES_SHARED) return stored[(m * STEPS + step) * THREADS];
+    return {q[m][step][0], q[m][step][1], q[m][step][2], q[m][step][3]};
+}
+
 // q k of the warp's rows and SPAN keys; `keys` is the lane's row of the first 32.
-DEVICE void dot_products(Dot (&s)[TILES][SPAN / 8][4], const u32 (&q)[TILES][STEPS][4], const u8 *keys) {
+DEVICE void dot_products(Dot (&s)[TILES][SPAN / 8][4], const Queries &q, const Quad *stored, const u8 *keys) {
 #pragma unroll
     for (u32 half = 0; half < HALVES; half++) {
         const u8 *row = keys + half * 32 * KEY_STRIDE;
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++) {
-            u32 first[4], second[4] = {0, 0, 0, 0};
+            u32 a[TILES][4], first[4], second[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (u32 m = 0; m < TILES; m++) {
+                const Quad fragment = query_fragment(q, stored, m, step);
+                a[m][0] = fragment.x, a[m][1] = fragment.y, a[m][2] = fragment.z, a[m][3] = fragment.w;
+            }
             if constexpr (SPREAD) {
                 u32 codes[4];
                 load_matrix_x4(codes, row + 16 * step);
@@ -133,7 +148,7 @@ DEVICE void dot_products(Dot (&s)[TILES][SPAN / 8][4], const u32 (&q)[TILES][STE
             for (u32 n = 0; n < 4; n++) {
                 const u32 b[2] = {first[n], second[n]};
 #pragma unroll
-                for (u32 m = 0; m < TILES; m++) multiply_scores(s[m][4 * half + n], q[m][step], b, step == 0);
+                for (u32 m = 0; m < TILES; m++) multiply_scores(s[m][4 * half + n], a[m], b, step == 0);
             }
         }
     }

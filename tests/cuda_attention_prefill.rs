@@ -6,7 +6,7 @@ mod cache;
 mod cuda;
 mod oracle;
 
-use cache::{Case, Memory, Span};
+use cache::{Case, Memory, Rows, Span};
 use cuda::devices;
 use duquant::kernels::cuda::{Arch, Dtype};
 use oracle::Random;
@@ -50,20 +50,6 @@ fn check(what: &str, case: &Case, spans: &[Span], memory: &Memory, got: &[f32]) 
     worst
 }
 
-fn run(
-    name: &str,
-    device: &std::sync::Arc<dyn duquant::kernels::cuda::Device>,
-    case: &Case,
-    spans: &[Span],
-    seed: u64,
-) {
-    let mut random = Random::new(seed);
-    let memory = Memory::new(case, spans, &mut random);
-    let got = memory.run(device, case);
-    let worst = check(name, case, spans, &memory, &got);
-    println!("{name} {case:?}: {:?}: {worst:.3} of the bound", Span::lengths(spans));
-}
-
 fn cases() -> Vec<(Arch, Case)> {
     let case = Case { heads: 4, kv_heads: 2, head_dim: 128, ..Case::default() };
     vec![
@@ -88,7 +74,108 @@ fn prefill_is_the_oracles() {
             // One long sequence makes it prefill for all; sequences of no token and chunks of longer ones among them.
             let long = [257, 130, 65, 64][i % 4];
             let lengths = [(long, 0), (1, 40), (7, 0), (0, 0), (64, 77), (65, 128 - 65)];
-            run(&name, &device, &case, &Span::new(&lengths), i as u64);
+            let spans = Span::new(&lengths);
+            let memory = Memory::new(&case, &spans, &mut Random::new(i as u64));
+            let worst = check(&name, &case, &spans, &memory, &memory.run(&device, &case));
+            println!("{name} {case:?} {lengths:?}: {worst:.3} of the bound");
+        }
+    }
+}
+
+/// Variants that the first test has compiled already.
+fn few() -> [(Arch, Case); 3] {
+    let codes = Case { heads: 4, kv_heads: 1, head_dim: 128, ..Case::default() };
+    let floats = Case { heads: 2, kv_heads: 2, key: 16, value: 16, ..Case::default() };
+    [(Arch::Sm80, codes), (Arch::Sm90a, Case { heads: 2, ..codes }), (Arch::Sm80, floats)]
+}
+
+#[test]
+fn outliers_constant_rows_and_late_maxima() {
+    for (i, (arch, case)) in few().into_iter().enumerate() {
+        for (name, device) in devices("outliers_constant_rows_and_late_maxima", &[arch]) {
+            let spans = Span::new(&[(66, 150)]);
+            let mut random = Random::new(20 + i as u64);
+            for round in 0..4 {
+                let mut memory = Memory::new(&case, &spans, &mut random);
+                for (token, head) in (0..216).flat_map(|t| (0..case.kv_heads).map(move |h| (t, h))) {
+                    spoil(round, &mut memory.sequences[0], token, head);
+                }
+                let worst = check(&name, &case, &spans, &memory, &memory.run(&device, &case));
+                println!("{name} {case:?} round {round}: {worst:.3} of the bound");
+            }
+        }
+    }
+}
+
+/// Makes a key and a value hard, in one of four ways.
+fn spoil(round: usize, rows: &mut Rows, token: usize, head: usize) {
+    let odd = token % 17 == 3;
+    match round {
+        // Keys grow, so that the largest score of a row is among its last: every page rescales.
+        0 => Memory::scale(&mut rows.keys, token, head, 0.1 + token as f32 / 30.0),
+        // Values that dwarf the others, and values that others dwarf.
+        1 => Memory::scale(&mut rows.values, token, head, if odd { 3500.0 } else { 1.0 }),
+        2 => Memory::scale(&mut rows.values, token, head, if odd { 1.0 } else { 1e-3 }),
+        // All numbers of a row the same: of one sign, of the other, or zero.
+        _ => {
+            for row in [&mut rows.keys[token][head], &mut rows.values[token][head]] {
+                let (code, zero) = [(15, 0), (0, 15), (0, 0)][token % 3];
+                row.codes.fill(code);
+                row.numbers.fill([1.0, -1.0, 0.0][token % 3]);
+                row.zero_point = zero;
+                row.scale = if token % 3 == 2 { 1e-8 } else { row.scale };
+            }
+        }
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_chunk_has_the_bits_of_the_whole() {
+    for (arch, case) in few() {
+        for (name, device) in devices("a_chunk_has_the_bits_of_the_whole", &[arch]) {
+            let mut memory = Memory::new(&case, &Span::new(&[(130, 0)]), &mut Random::new(30));
+            let whole = memory.run(&device, &case);
+            memory.spans = Span::new(&[(70, 60)]);
+            memory.sequences[0].queries.drain(..60);
+            let part = memory.run(&device, &case);
+            assert!(bits(&whole[60 * case.heads * case.head_dim..]) == bits(&part), "{name} {case:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_query_does_not_see_changes_nothing() {
+    for (arch, case) in few().into_iter().filter(|(_, case)| case.key == 4) {
+        for (name, device) in devices("what_a_query_does_not_see_changes_nothing", &[arch]) {
+            for window in [None, Some(40)] {
+                let case = Case { window, ..case };
+                let mut memory = Memory::new(&case, &Span::new(&[(120, 10)]), &mut Random::new(40));
+                let before = memory.run(&device, &case);
+                // Position 75 is token 65, in the middle of a page.
+                for (factor, of_value) in [(f32::NAN, true), (f32::NAN, false), (1e6, true), (f32::INFINITY, true)] {
+                    let rows = &mut memory.sequences[0];
+                    let rows = if of_value { &mut rows.values } else { &mut rows.keys };
+                    let scale = rows[75][0].scale;
+                    Memory::scale(rows, 75, 0, factor);
+                    let after = memory.run(&device, &case);
+                    let rows = &mut memory.sequences[0];
+                    (if of_value { &mut rows.values } else { &mut rows.keys })[75][0].scale = scale;
+                    let width = case.heads * case.head_dim;
+                    for (t, (before, after)) in before.chunks(width).zip(after.chunks(width)).enumerate() {
+                        let sees = t >= 65 && window.is_none_or(|window| t < 65 + window);
+                        let what = format!("{name} window {window:?} x {factor}: token {t}");
+                        if factor.is_nan() && sees {
+                            assert!(after.iter().all(|x| x.is_nan()), "{what}");
+                        } else {
+                            assert_eq!(bits(before) != bits(after), sees, "{what}");
+                        }
+                    }
+                }
+            }
         }
     }
 }

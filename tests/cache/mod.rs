@@ -166,8 +166,8 @@ impl Memory {
                 };
                 let context = span.position + span.tokens;
                 Rows {
-                    queries: rows(span.tokens, case.heads, case.key, 1.0),
-                    keys: rows(context, case.kv_heads, case.key, 1.5),
+                    queries: rows(span.tokens, case.heads, case.key, 0.25),
+                    keys: rows(context, case.kv_heads, case.key, 0.5),
                     values: rows(context, case.kv_heads, case.value, 1.0),
                 }
             })
@@ -177,6 +177,13 @@ impl Memory {
         let pages = used + 3;
         let table = random.permutation(pages)[..used].to_vec();
         Self { spans: spans.to_vec(), sequences, table, pages }
+    }
+
+    /// Multiplies what a head of a token stands for.
+    pub(crate) fn scale(rows: &mut [Vec<Row>], token: usize, head: usize, factor: f32) {
+        let row = &mut rows[token][head];
+        row.scale *= factor;
+        row.numbers.iter_mut().for_each(|x| *x *= factor);
     }
 
     /// The oracle's output for a sequence, `[T, H D]`, with `change` applied to each value.

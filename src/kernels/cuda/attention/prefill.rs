@@ -1,6 +1,7 @@
 //! Many new tokens a sequence: a block takes rows, tokens x heads of a group, and goes through the pages that they see.
 
 use super::{AttentionDesc, CACHE_BITS, CommonArgs};
+use crate::kernels::cuda::checks::check_range;
 use crate::kernels::cuda::{Arch, Device, Dtype, Error, Function, HEAD_DIMS, Kernel, Launch, PAGE};
 use std::sync::Arc;
 
@@ -52,12 +53,16 @@ fn keys(head_dim: usize, bits: (u32, u32)) -> u32 {
     PAGE as u32 / if bits.0 == 16 && head_dim == 256 { 2 } else { 1 }
 }
 
-/// Bytes of a block's shared memory: two buffers of codes, one of floating-point numbers.
+/// Bytes of a block's shared memory: two buffers of codes or one of floating-point numbers; queries, where registers are short;
+/// and the positions of the rows.
 fn shared(head_dim: usize, bits: (u32, u32)) -> u32 {
     let row = |bits: u32| 16 * ((head_dim as u32 * bits / 8).div_ceil(16) | 1);
     let keys = keys(head_dim, bits);
-    let rows = keys * (row(bits.0) + row(bits.1));
-    if bits.0 == 16 { rows } else { 2 * (rows + keys / 2 * KEY_PAIR) + keys * KEY_PARAMS }
+    let tile = keys * (row(bits.0) + row(bits.1));
+    let tiles = if bits.0 == 16 { tile } else { 2 * (tile + keys / 2 * KEY_PAIR) + keys * KEY_PARAMS };
+    let rows = Shape::of(head_dim, bits).rows() as u32;
+    let queries = if (head_dim, bits) == (256, (8, 8)) { rows * head_dim as u32 } else { 0 };
+    tiles + queries + 4 * rows
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +78,8 @@ impl Prefill {
     pub(super) fn new(device: &dyn Device, desc: &AttentionDesc) -> Result<Self, Error> {
         let cache = &desc.cache;
         let bits = (cache.key_bits(), cache.value_bits());
+        // The kernel counts rows in 32 bits.
+        check_range("tokens_max x heads", desc.tokens_max * (desc.heads / cache.kv_heads), 1, 1 << 30)?;
         Ok(Self {
             function: device.load(&kernel(cache.head_dim, bits, cache.float))?,
             rows: Shape::of(cache.head_dim, bits).rows(),
