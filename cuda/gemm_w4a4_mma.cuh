@@ -76,17 +76,15 @@ DEVICE void multiply(Sums &sums, const Operand<true> &operand, const Quad &token
 // The two tokens of this lane among the eight of `sums`, by all its channels, whose parameters are `channel(0)` to `channel(7)`.
 template <class Channel>
 DEVICE void finish_group(const GemmOutputArgs &out, const Sums &sums, u32 group, u32 first, Channel channel) {
-    const u32 token = 8 * group + 2 * (lane_index() % 4);
-    if (token >= out.tokens) return;
-    const bool both = token + 1 < out.tokens;
-    const Quad params[2] = {load_token(out, token), load_token(out, both ? token + 1 : token)};
-    u32 bits[2][8];
 #pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        const Quad c = channel(i);
+    for (u32 u = 0; u < 2; u++) {
+        const u32 token = 8 * group + 2 * (lane_index() % 4) + u;
+        if (token < out.tokens) {
+            const Quad params = load_token(out, token);
+            u32 bits[8];
 #pragma unroll
-        for (u32 u = 0; u < 2; u++) bits[u][i] = finish(out, params[u], c, sums.of[i / 2][2 * (i % 2) + u]);
+            for (u32 i = 0; i < 8; i++) bits[i] = finish(out, params, channel(i), sums.of[i / 2][2 * (i % 2) + u]);
+            store_8(out, token, first, bits);
+        }
     }
-    store_8(out, token, first, bits[0]);
-    if (both) store_8(out, token + 1, first, bits[1]);
 }

@@ -129,19 +129,20 @@ KERNEL(gemm_w4a4_stream, GemmStreamArgs, THREADS, BLOCKS) {
     // This warp's next unit to multiply, and the chunk of its tokens; weights are loaded ahead.
     u32 unit = begin + warp;
     u32 chunk = unit % args.chunks;
+    const u32 turn_chunks = WARPS % args.chunks;
     const u32 chunk_bytes = args.groups * ATOM_BYTES;
     const u8 *weights = args.weights + static_cast<u64>(unit) * UNIT_BYTES + 16 * lane;
     const u8 *codes = args.codes + 16 * lane;
     const auto turn = [&](Sums(&sums)[GROUPS], const Unit &held, Tokens &tokens) {
         // The last turn may end behind the run; there are tokens for it all the same, and unused.
-        chunk += WARPS;
-        while (chunk >= args.chunks) chunk -= args.chunks;
+        chunk += turn_chunks;
+        if (chunk >= args.chunks) chunk -= args.chunks;
         multiply_unit(sums, held, tokens, codes + chunk * chunk_bytes, args.groups);
         unit += WARPS;
         weights += WARPS * UNIT_BYTES;
     };
 
-    Unit even = {}, odd = {};
+    Unit even = {};
     Tokens tokens = {};
     if (unit < end) load_unit(even, weights);
 #pragma unroll
@@ -156,15 +157,22 @@ KERNEL(gemm_w4a4_stream, GemmStreamArgs, THREADS, BLOCKS) {
         Sums sums[GROUPS];
 #pragma unroll
         for (u32 j = 0; j < GROUPS; j++) clear(sums[j]);
-        // `even` holds the next unit at the end of the row, too, be it of the next row: its load runs on while this one is finished.
+        // Two units are on their way while one is waited for. At the end of the row `even` has the next one, be it of the next
+        // row: its load runs on while this one is finished. `odd` never does, for the registers.
+        Unit odd = {};
+        bool pair = unit + WARPS < stop;
+        if (pair) load_unit(odd, weights + WARPS * UNIT_BYTES);
 #pragma unroll 1
         while (unit < stop) {
-            const bool pair = unit + WARPS < stop;
-            if (pair) load_unit(odd, weights + WARPS * UNIT_BYTES);
             turn(sums, even, tokens);
-            const u32 next = pair ? WARPS : 0;
-            if (unit + next < end) load_unit(even, weights + next * UNIT_BYTES);
-            if (pair) turn(sums, odd, tokens);
+            if (!pair) {
+                if (unit < end) load_unit(even, weights);
+                break;
+            }
+            if (unit + WARPS < end) load_unit(even, weights + WARPS * UNIT_BYTES);
+            turn(sums, odd, tokens);
+            pair = unit + WARPS < stop;
+            if (pair) load_unit(odd, weights + WARPS * UNIT_BYTES);
         }
 
         Sums total;

@@ -4,7 +4,7 @@ use duquant::kernels::cuda::{
     Address, Chip, Device, Dtype, Error, Function, Kernel, Launch, MatrixProduct, SOURCES, Stream,
 };
 use half::{bf16, f16};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_char, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -79,7 +79,10 @@ fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
     arguments.extend(
         ["-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fno-gnu-unique"].map(str::to_owned),
     );
-    arguments.extend(["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-maybe-uninitialized"].map(str::to_owned));
+    arguments.extend(
+        ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+            .map(str::to_owned),
+    );
     arguments.push("-DDUQUANT_HOST=1".into());
     arguments.push(format!("-DARCH={}", chip.arch.number()));
     arguments.extend(kernel.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
@@ -87,6 +90,10 @@ fn compile(kernel: &Kernel, chip: &Chip) -> Result<PathBuf, String> {
     (kernel.file, &arguments, HOST_SOURCES).hash(&mut hash);
     SOURCES.iter().for_each(|source| source.text.hash(&mut hash));
     let library = folder().join(format!("{}-{:016x}.so", kernel.file.replace('.', "_"), hash.finish()));
+    // Tests of one process ask for the same library at the same time: the first one makes it.
+    static BEING_MADE: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let turn = Arc::clone(BEING_MADE.lock().unwrap().entry(library.clone()).or_default());
+    let _turn = turn.lock().unwrap();
     if library.exists() {
         return Ok(library);
     }

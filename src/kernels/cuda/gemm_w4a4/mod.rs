@@ -10,6 +10,7 @@
 
 mod pack;
 mod sm8x;
+mod sm8x_choice;
 mod sm90;
 mod sm90_schedule;
 mod tile;
