@@ -1,8 +1,8 @@
 // gemm_w4a4 on Hopper, whose tensor cores have no INT4: Y^T = W X^T in INT8 by wgmma. The weights stay packed until they are in
 // registers, where they become the A operand; the activations come in bytes (TokenForm::Tiles8) and are B, in shared memory.
 //
-// A block is three warpgroups: one thread of the first copies, the other two multiply 64 x TILES channels each by the same
-// TOKENS tokens. A stage of the ring is one chunk of 128 input channels. Blocks are as many as multiprocessors and take whole
+// A block is three warpgroups: two threads of the first copy, the second and the third multiply 64 x TILES channels each by the
+// same TOKENS tokens. A stage of the ring is one chunk of 128 input channels. Blocks are as many as multiprocessors and take whole
 // tiles in turn; what is left of the tiles is cut into equal runs of chunks, whose sums meet in the workspace.
 #include "gemm_w4a4_sm90_epilogue.cuh"
 
@@ -42,32 +42,35 @@ DEVICE void copy_weights(u8 *to, const u8 *from, u64 *full) {
     }
 }
 
-// One thread: fills the stages.
+// Two threads of different warps fill the stages, one with weights and one with the tokens' codes: in decode a chunk lasts only
+// some hundreds of clocks, which one thread would spend on issuing copies.
+template <bool WEIGHTS>
 DEVICE void produce(const GemmArgs &args, u8 *shared) {
     Schedule schedule(args, TOKENS, BLOCKS);
     const u32 groups = divide_up(args.out.tokens, 8u);
+    const u64 chunk_bytes = static_cast<u64>(groups) * ATOM, block_bytes = static_cast<u64>(args.chunks) * BLOCK_CHUNK;
     Place place{0, 1};
     for (Work work; schedule.next(work);) {
         const u32 first_group = work.token_tile * GROUPS, first_block = work.channel_tile * BLOCKS;
-        const u32 token_bytes = smaller(GROUPS, groups - first_group) * ATOM;
         const u32 blocks = smaller(BLOCKS, args.blocks - first_block);
-        const u64 chunk_bytes = static_cast<u64>(groups) * ATOM, block_bytes = static_cast<u64>(args.chunks) * BLOCK_CHUNK;
-        const u8 *codes = args.codes + work.first * chunk_bytes + static_cast<u64>(first_group) * ATOM;
-        const u8 *weights = args.weights + first_block * block_bytes + static_cast<u64>(work.first) * BLOCK_CHUNK;
+        const u32 bytes = WEIGHTS ? blocks * BLOCK_CHUNK : smaller(GROUPS, groups - first_group) * ATOM;
+        const u8 *from = WEIGHTS ? args.weights + first_block * block_bytes + static_cast<u64>(work.first) * BLOCK_CHUNK
+                                 : args.codes + work.first * chunk_bytes + static_cast<u64>(first_group) * ATOM;
 #pragma unroll 1
         for (u32 i = 0; i < work.length(); i++) {
-            u8 *stage = shared + place.stage * STAGE;
+            u8 *to = shared + place.stage * STAGE + (WEIGHTS ? GROUPS * ATOM : 0);
             u64 *full = full_barrier(shared, place.stage);
             barrier_wait_parity(empty_barrier(shared, place.stage), place.parity);
-            barrier_arrive_expect(full, token_bytes + blocks * BLOCK_CHUNK);
-            copy_bulk(stage, codes, token_bytes, full);
+            barrier_arrive_expect(full, bytes);
+            if constexpr (WEIGHTS) {
 #pragma unroll
-            for (u32 block = 0; block < BLOCKS; block++) {
-                u8 *to = stage + GROUPS * ATOM + block * BLOCK_CHUNK;
-                if (block < blocks) copy_weights(to, weights + block * block_bytes, full);
+                for (u32 block = 0; block < BLOCKS; block++) {
+                    if (block < blocks) copy_weights(to + block * BLOCK_CHUNK, from + block * block_bytes, full);
+                }
+            } else {
+                copy_bulk(to, from, bytes, full);
             }
-            codes += chunk_bytes;
-            weights += BLOCK_CHUNK;
+            from += WEIGHTS ? BLOCK_CHUNK : chunk_bytes;
             place.next();
         }
     }
@@ -171,7 +174,7 @@ KERNEL(gemm_w4a4_sm90, GemmArgs, 384, 1) {
     u8 *shared = shared_memory();
     if (thread_index() == 0) {
         for (u32 i = 0; i < STAGES; i++) {
-            barrier_init(full_barrier(shared, i), 1);
+            barrier_init(full_barrier(shared, i), 2);
             barrier_init(empty_barrier(shared, i), 4 * CONSUMERS);
         }
         barrier_init_fence();
@@ -179,7 +182,8 @@ KERNEL(gemm_w4a4_sm90, GemmArgs, 384, 1) {
     sync_block();
     if (warp_index() < 4) {
         if constexpr (TRADES) registers_give<40>();
-        if (thread_index() == 0) produce(args, shared);
+        if (thread_index() == 0) produce<true>(args, shared);
+        if (thread_index() == 32) produce<false>(args, shared);
         return;
     }
     if constexpr (TRADES) registers_take<232>();

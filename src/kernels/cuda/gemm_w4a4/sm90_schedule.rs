@@ -71,11 +71,11 @@ const LEAST_RUN: u32 = 4;
 
 // A model of an H100 in clocks, for choices only, derived from its data sheet. Multiply-adds of a multiprocessor and clock
 // in INT8, bytes that one takes from the second-level cache, bytes that all take from memory, and what a chunk takes at
-// least because its steps wait for each other.
+// least because its steps wait for each other (a cautious guess, so that decode spreads over many multiprocessors).
 const MULTIPLY_ADDS: u64 = 4096;
 const L2_BYTES: u64 = 40;
 const MEMORY_BYTES: u64 = 1900;
-const LEAST_CHUNK: u64 = 250;
+const LEAST_CHUNK: u64 = 400;
 // Writing a tile, and meeting in the workspace: a part in proportion to the tile, a part for fences and counters.
 const WRITE_DIVISOR: u64 = 10;
 const MEET_DIVISOR: u64 = 4;

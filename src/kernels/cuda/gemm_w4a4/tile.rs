@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 /// What a block of threads computes at a time.
+///
+/// On Hopper every tile is a rectangle, down to 128 channels by 8 tokens, and several blocks may share one along `K`; streams of
+/// 8 to 64 tokens are the narrow ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemmTile {
     /// A rectangle of `y` over all of `K`, for prefill: both operands pass through shared memory.
