@@ -235,3 +235,35 @@ fn products_are_row_major() {
         assert_eq!(fake.blas().0, 0, "descriptors are destroyed");
     });
 }
+
+#[test]
+fn libraries_that_do_not_fit_are_told() {
+    fake::run("libraries_that_do_not_fit_are_told", Some("MISFIT"), |fake| {
+        let (driver, device) = open();
+        assert_eq!((driver.driver_version(), driver.compiler_version().unwrap()), ("12.8".into(), "13.0".into()));
+        fake.fail("cuModuleLoadData", 1, 200);
+        let text = device.load(&kernels()[0]).unwrap_err().to_string();
+        assert!(text.contains("NVRTC 13.0 made it (the driver knows CUDA 12.8: install an NVRTC of that"), "{text}");
+        device.load(&kernels()[0]).expect("what failed once is tried again");
+
+        let (input, output) = (Dtype::F32, Dtype::F32);
+        let product = MatrixProduct {
+            tokens: 1,
+            n: 1,
+            k: 1,
+            input,
+            output,
+            x: 0,
+            weight: 0,
+            bias: None,
+            y: 0,
+            accumulate: false,
+        };
+        // SAFETY: there is no library that could run it.
+        let error = unsafe { device.matrix_product(Stream::DEFAULT, &product) }.unwrap_err();
+        assert!(matches!(error, Error::Library { library: "libcublasLt", .. }), "{error}");
+        assert!(error.to_string().contains("libcublasLt.so.12: too old, it has no cublasLtMatmul"), "{error}");
+        drop((device, driver));
+        fake.assert_clean("after both");
+    });
+}

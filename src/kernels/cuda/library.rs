@@ -7,6 +7,7 @@
 use super::Error;
 use libloading::Library;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Which library an [`Error::Library`] is about.
 pub(super) struct Name {
@@ -23,10 +24,14 @@ impl Name {
     }
 
     /// The first of `files` that opens and has every function of a table.
-    pub(super) fn open<T>(&self, files: &[PathBuf], table: impl Fn(Library) -> Result<T, String>) -> Result<T, Error> {
+    pub(super) fn open<T>(
+        &self,
+        files: &[PathBuf],
+        table: impl Fn(Arc<Library>) -> Result<T, String>,
+    ) -> Result<T, Error> {
         let mut tried = Vec::new();
         for file in files {
-            match open_global(file).map_err(|fault| told(&fault)).and_then(&table) {
+            match open_global(file).map_err(|fault| told(&fault)).map(Arc::new).and_then(&table) {
                 Ok(found) => return Ok(found),
                 Err(fault) => tried.push(format!("{}: {fault}", file.display())),
             }
@@ -132,21 +137,28 @@ fn matching(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     out
 }
 
-/// A table of a library's functions, all of which return a number: `functions! { Nvrtc { nvrtcVersion(major: *mut c_int, ..); } }`.
+/// A table of a library's functions, all of which return a number: `functions! { Nvrtc like sys: nvrtcResult { nvrtcVersion(..); } }`.
+/// With `like`, the compiler compares each with the bindings of `cudarc`, which were made from NVIDIA's headers.
 macro_rules! functions {
+    ($table:ident like $sys:ident: $result:ident { $($name:ident($($argument:ident: $type:ty),* $(,)?);)* }) => {
+        $crate::kernels::cuda::library::functions! { $table { $($name($($argument: $type),*);)* } }
+        const _: () = {
+            $(let _: unsafe fn($($type),*) -> $sys::$result = $sys::$name;)*
+        };
+    };
     ($(#[$attribute:meta])* $table:ident { $($name:ident($($argument:ident: $type:ty),* $(,)?);)* }) => {
         $(#[$attribute])*
         #[allow(non_snake_case, reason = "the functions' own names")]
         pub(super) struct $table {
             $($name: unsafe extern "system" fn($($type),*) -> std::ffi::c_int,)*
-            _library: libloading::Library,
+            _library: std::sync::Arc<libloading::Library>,
         }
 
         $(#[$attribute])*
         #[allow(non_snake_case, reason = "the functions' own names")]
         impl $table {
             /// Looks all functions up.
-            pub(super) fn of(library: libloading::Library) -> Result<Self, String> {
+            pub(super) fn of(library: std::sync::Arc<libloading::Library>) -> Result<Self, String> {
                 Ok(Self {
                     $($name: {
                         // SAFETY: the type is that of NVIDIA's header; the library stays loaded as long as the table.
@@ -190,7 +202,7 @@ mod tests {
             #[allow(dead_code, reason = "it is never made")]
             Absent { duquant_has_no_such_function(value: i32); }
         }
-        let this = libloading::os::unix::Library::this().into();
+        let this = Arc::new(libloading::os::unix::Library::this().into());
         assert_eq!(Absent::of(this).err().unwrap(), "too old, it has no duquant_has_no_such_function");
     }
 

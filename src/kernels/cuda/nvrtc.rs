@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 functions! {
-    Nvrtc {
+    Nvrtc like sys: nvrtcResult {
         nvrtcVersion(major: *mut c_int, minor: *mut c_int);
         nvrtcCreateProgram(
             program: *mut sys::nvrtcProgram,

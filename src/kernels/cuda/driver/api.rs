@@ -3,19 +3,19 @@
 use super::super::Error;
 use super::super::library::{Name, functions};
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph,
     CUgraphExec, CUmodule, CUstream, CUstreamCaptureMode,
 };
+use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 functions! {
-    Api {
+    Functions like sys: CUresult {
         cuInit(flags: c_uint);
         cuDriverGetVersion(version: *mut c_int);
-        cuGetErrorName(code: c_int, name: *mut *const c_char);
-        cuGetErrorString(code: c_int, text: *mut *const c_char);
         cuDeviceGetCount(count: *mut c_int);
         cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
         cuDeviceGetName(name: *mut c_char, bytes: c_int, device: CUdevice);
@@ -72,12 +72,38 @@ functions! {
     }
 }
 
+functions! {
+    // The bindings take an enumeration, which a newer driver's code might not be in.
+    Messages {
+        cuGetErrorName(code: c_int, name: *mut *const c_char);
+        cuGetErrorString(code: c_int, text: *mut *const c_char);
+    }
+}
+
+/// The driver's library.
+pub(super) struct Api {
+    functions: Functions,
+    messages: Messages,
+}
+
+impl Deref for Api {
+    type Target = Functions;
+
+    fn deref(&self) -> &Functions {
+        &self.functions
+    }
+}
+
 const NAME: Name = Name {
     library: "libcuda",
     remedy: "install NVIDIA's driver (525 or newer) and see that nvidia-smi runs; in a container, start it with --gpus all",
 };
 
 impl Api {
+    fn of(library: Arc<Library>) -> Result<Self, String> {
+        Ok(Self { functions: Functions::of(Arc::clone(&library))?, messages: Messages::of(library)? })
+    }
+
     /// The driver's library, opened once.
     pub(super) fn open() -> Result<&'static Self, Error> {
         static API: OnceLock<Result<Api, Error>> = OnceLock::new();
@@ -106,8 +132,8 @@ impl Api {
         let (mut name, mut text) = (std::ptr::null(), std::ptr::null());
         // SAFETY: each writes a pointer, to a string that is never freed, or to nothing for a code that it does not know.
         unsafe {
-            self.cuGetErrorName(code, &raw mut name);
-            self.cuGetErrorString(code, &raw mut text);
+            self.messages.cuGetErrorName(code, &raw mut name);
+            self.messages.cuGetErrorString(code, &raw mut text);
         }
         // SAFETY: as above.
         let string = |at: *const c_char| (!at.is_null()).then(|| unsafe { CStr::from_ptr(at) }.to_string_lossy());

@@ -3,15 +3,15 @@
 use super::super::Error;
 use super::super::library::{Name, candidates, functions};
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
-    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
-    cublasLtMatrixLayout_t, cudaDataType, cudaStream_t,
+    self, cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
+    cublasLtMatmulDescAttributes_t, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
+    cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cudaDataType, cudaStream_t,
 };
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 functions! {
-    Lt {
+    Lt like sys: cublasStatus_t {
         cublasLtCreate(handle: *mut cublasLtHandle_t);
         cublasLtDestroy(handle: cublasLtHandle_t);
         cublasLtMatmulDescCreate(desc: *mut cublasLtMatmulDesc_t, compute: cublasComputeType_t, scale: cudaDataType);

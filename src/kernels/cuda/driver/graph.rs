@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 /// Enqueued work that is recorded once and launched many times, at the cost of one launch.
 ///
-/// What the recorded kernels read and write must stay where it is as long as the graph is launched.
+/// What the recorded kernels read and write must stay where it is as long as the graph is launched, and the [`Driver`] or the plans
+/// must keep the kernels loaded.
 pub struct Graph {
     context: Arc<Context>,
     executable: CUgraphExec,
@@ -20,8 +21,8 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Graph {
-    /// Records what `enqueue` enqueues on `stream`, without running it. It may neither allocate, free, wait nor read; loading and
-    /// planning come before.
+    /// Records what `enqueue` enqueues on `stream`, without running it. It may neither allocate, free, wait nor read: planning
+    /// comes before, and so does the first [`Device::matrix_product`](super::super::Device::matrix_product) of a shape.
     ///
     /// # Errors
     /// What `enqueue` gives. [`Error::Kernel`] for the legacy default stream, which cannot be captured; [`Error::Driver`] for
@@ -67,7 +68,7 @@ impl Graph {
     /// Enqueues everything that was recorded.
     ///
     /// # Safety
-    /// The operands of what was recorded must be alive until it has run.
+    /// The operands of what was recorded, and the driver or the plans that it came from, must be alive until it has run.
     ///
     /// # Errors
     /// [`Error::Driver`].

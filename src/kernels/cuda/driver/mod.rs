@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 /// A CUDA device, by NVIDIA's driver.
 ///
 /// Each call makes the device's context current in its thread and restores what was current before, so that it can be used from any
-/// thread and next to other users of CUDA.
+/// thread and next to other users of CUDA. Kernels stay loaded as long as the driver or a plan of theirs lives.
 pub struct Driver {
     functions: Mutex<Functions>,
     blas: OnceLock<Result<Blas, Error>>,
