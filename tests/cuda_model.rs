@@ -13,7 +13,7 @@ use common::Tiny;
 use cuda::capture::Capturing;
 use duquant::checkpoint::Checkpoint;
 use duquant::kernels::cpu::Isa;
-use duquant::kernels::cuda::{Arch, Device, Dtype};
+use duquant::kernels::cuda::{Arch, Device, Driver, Dtype};
 use duquant::model::{Backend, Error, GenerateOptions, Model, State, generate};
 use duquant::quantize::{Method, Mode, Options};
 use std::path::Path;
@@ -68,27 +68,27 @@ fn error(got: &[f32], expected: &[f32]) -> f64 {
     (error / size).sqrt()
 }
 
-fn choices() -> Vec<(&'static str, Options, [f64; 3])> {
-    let base = pipeline::options();
-    let quantized = [0.2; 3];
-    vec![
-        ("duquant", base.clone(), quantized),
-        ("hadamard", Options { mode: Mode::Hadamard, permutations: 2, ..base.clone() }, quantized),
-        ("w4a8", Options { activation_bits: 8, weight_bits: 3, ..base.clone() }, quantized),
-        ("w8a8", Options { activation_bits: 8, weight_bits: 8, kv_bits: 8, ..base.clone() }, quantized),
-        ("rtn", Options::new(Method::Rtn), quantized),
-        ("kv16", Options { kv_bits: 16, ..base }, quantized),
-    ]
+/// How far logits may be from the CPU's: root mean square over that of the logits.
+enum Bound {
+    /// In `f32`, half precision and bfloat16: what flows between kernels, some twenty times a layer, is rounded to 24, 11 and 8 bits,
+    /// keys and values to 11, 11 and 8. Codes of 8 bits add little where one is on the other side of a tie.
+    Near([f64; 3]),
+    /// Of what quantization itself changes. Codes of 4 bits that are on the other side of a tie, one in a hundred after a rotation
+    /// in half precision, make errors of their own, and a layer further more: with none in common it would be 1.4.
+    Share(f64),
 }
 
-/// How far logits may be from the CPU's, in `f32`, half precision and bfloat16: root mean square over that of the logits.
-///
-/// Without rotations only sums differ in `f32`, and keys and values are in half precision; in half precision the residual
-/// stream and what flows between kernels is rounded to 11 bits, in bfloat16 to 8, some twenty times a layer. Rotations round
-/// to half precision in all of them, so that codes next to a tie differ: a few of the errors that all codes make.
-struct Bounds {
-    name: &'static str,
-    most: [f64; 3],
+fn choices() -> Vec<(&'static str, Options, Bound)> {
+    let base = pipeline::options();
+    let eight = Options { activation_bits: 8, kv_bits: 8, ..base.clone() };
+    vec![
+        ("duquant", base.clone(), Bound::Share(0.75)),
+        ("hadamard", Options { mode: Mode::Hadamard, permutations: 2, ..base.clone() }, Bound::Share(0.75)),
+        ("w4a8", eight.clone(), Bound::Near([5e-2; 3])),
+        ("w8a8", Options { weight_bits: 8, ..eight }, Bound::Near([5e-2; 3])),
+        ("rtn", Options::new(Method::Rtn), Bound::Share(0.6)),
+        ("kv16", Options { kv_bits: 16, ..base }, Bound::Share(0.75)),
+    ]
 }
 
 #[test]
@@ -101,12 +101,13 @@ fn a_tiny_model_gives_the_cpus_logits() {
     let float = tiny(folder.path());
     let tokens = tokens();
     let whole = logits(&Model::load_on(&float, &Backend::Cpu(Isa::best())).unwrap(), &tokens, &[TOKENS]);
-    let mut models = vec![(Bounds { name: "float", most: [2e-3, 6e-3, 4e-2] }, float)];
-    for (name, options, most) in choices() {
-        let (checkpoint, _) = pipeline::quantized(&models[0].1, &folder.path().join(name), &options);
-        models.push((Bounds { name, most }, checkpoint));
+    let mut models = vec![("float", Bound::Near([2e-3, 6e-3, 4e-2]), float)];
+    for (name, options, bound) in choices() {
+        let (checkpoint, _) = pipeline::quantized(&models[0].2, &folder.path().join(name), &options);
+        models.push((name, bound, checkpoint));
     }
-    for (index, (Bounds { name, most }, checkpoint)) in models.iter().enumerate() {
+    let mut faults = Vec::new();
+    for (index, (name, bound, checkpoint)) in models.iter().enumerate() {
         let cpu = Model::load_on(checkpoint, &Backend::Cpu(Isa::best())).unwrap();
         let expected = logits(&cpu, &tokens, &[TOKENS]);
         let quantization = error(&expected, &whole);
@@ -115,7 +116,7 @@ fn a_tiny_model_gives_the_cpus_logits() {
             for (which, float) in [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().enumerate() {
                 let needed = match (at, float) {
                     (0, Dtype::F16) => true,
-                    (0, Dtype::F32) => index < 2,
+                    (0, Dtype::F32) => [0, 1, 3, 5].contains(&index),
                     (0, Dtype::Bf16) => index == 0,
                     _ => index == 1 && float == Dtype::F16,
                 };
@@ -124,13 +125,42 @@ fn a_tiny_model_gives_the_cpus_logits() {
                 }
                 let model = Model::load_on(checkpoint, &on(device, float, 16)).unwrap();
                 for parts in [&[TOKENS][..], &[9, 13, 1, 1, 3, 1]] {
-                    let got = error(&logits(&model, &tokens, parts), &expected);
-                    println!("{name} on {place}, {float:?}, {parts:?}: {got:.2e}, quantization {quantization:.2e}");
-                    assert!(got < most[which], "{name} on {place}, {float:?}, {parts:?}: {got:e}");
+                    let logits = logits(&model, &tokens, parts);
+                    let got = error(&logits, &expected);
+                    let own = error(&logits, &whole);
+                    println!(
+                        "{name} on {place}, {float:?}, {parts:?}: {got:.2e}, quantization {quantization:.2e}, own {own:.2e}"
+                    );
+                    let most = match bound {
+                        Bound::Near(most) => most[which],
+                        Bound::Share(share) => share * quantization,
+                    };
+                    // As far from the model that is not quantized as the CPU's.
+                    let fair = quantization == 0.0 || (own / quantization - 1.0).abs() < 0.15;
+                    if got > most || !fair {
+                        faults.push(format!("{name} on {place}, {float:?}, {parts:?}: {got:.2e}, {own:.2e}"));
+                    }
                 }
             }
         }
     }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// Without a driver the command line says what to install, and with one it writes text.
+#[test]
+fn the_command_line_runs_it_or_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny(folder.path());
+    let output =
+        common::run(folder.path(), &["generate", "tiny", "--prompt", "ab", "--tokens", "3", "--backend", "cuda"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if Driver::open(0).is_ok() {
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("install") || said.contains("nvidia-smi"), "{said}");
 }
 
 /// Greedy tokens of `model` behind `prompt`, and the logits behind the last of them.
