@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(super) enum Prologue {
     /// Norm or SwiGLU, transform, and quantizer where there is one.
     Transform {
-        plan: TransformQuantizePlan,
+        plan: Box<TransformQuantizePlan>,
         tables: TransformTables,
     },
     RmsNorm(RmsNormPlan),
