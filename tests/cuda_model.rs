@@ -73,8 +73,9 @@ enum Bound {
     /// In `f32`, half precision and bfloat16: what flows between kernels, some twenty times a layer, is rounded to 24, 11 and 8 bits,
     /// keys and values to 11, 11 and 8. Codes of 8 bits add little where one is on the other side of a tie.
     Near([f64; 3]),
-    /// Of what quantization itself changes. Codes of 4 bits that are on the other side of a tie, one in a hundred after a rotation
-    /// in half precision, make errors of their own, and a layer further more: with none in common it would be 1.4.
+    /// Of what quantization itself changes. Codes of 4 bits that fall on the other side of a tie, as some do after a rotation in
+    /// half precision, are off by a whole step, and so are more of them a layer further; two quantizations without a code in common
+    /// would be 1.4 apart.
     Share(f64),
 }
 

@@ -29,7 +29,7 @@ enum Note {
 
 /// No stream of the inner device's.
 fn captured() -> Stream {
-    Stream::from_raw(1 as *mut std::ffi::c_void)
+    Stream::from_raw(std::ptr::dangling_mut::<std::ffi::c_void>())
 }
 
 impl Capturing {
