@@ -115,9 +115,18 @@ fn two_rotations_of_128_with_a_permutation_between() {
         let kernels = sweep(&name, &device, &small, (TokenSource::Tokens, Dtype::F16), &TOKENS, 0);
         for tokens in [1, 2, 4, 8] {
             let word = format!(", {tokens} tokens a block");
-            assert!(kernels.iter().any(|kernel| kernel.contains(&word)), "{kernels:?}");
+            // The host's chips have few multiprocessors, so that these numbers of tokens reach every tiling.
+            assert!(!name.contains("host") || kernels.iter().any(|kernel| kernel.contains(&word)), "{kernels:?}");
         }
         sweep(&name, &device, &random.transform(4096, 128, 1, false), (NORM, Dtype::F16), &[1, 9], 1);
+        // A token's codes do not depend on how many there are, nor on how many a block takes.
+        let (affine, form) = settings(0);
+        let case = Case { transform: &small, affine, source: NORM, input: Dtype::F16, form, tokens: 65 };
+        let (x, weight) = (draw(&mut random, 65, 256), random.normals(256));
+        let ((all, many), (one, few)) =
+            (case.codes(&device, &x, &weight), Case { tokens: 1, ..case }.codes(&device, &x[..256], &weight));
+        assert!(!name.contains("host") || many != few, "{many}; {few}");
+        assert_eq!((&all.codes[..256], all.params[0]), (&one.codes[..256], one.params[0]), "{name}");
         sweep(&name, &device, &random.transform(1536, 128, 1, true), (TokenSource::SiluMul, Dtype::F16), &[3, 8], 2);
     }
 }
@@ -192,6 +201,7 @@ fn without_rotation_everything_is_the_cpus() {
             let transform = Transform { inverse_smooth: smooth, ..Transform::identity(k) };
             let tokens: &[usize] = if k > 200 { &[1, 9] } else { &TOKENS };
             for (j, input) in [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().enumerate() {
+                let tokens = if j == 0 { tokens } else { &[1, 9] };
                 sweep(&name, &device, &transform, (TokenSource::Tokens, input), tokens, i + j);
             }
             sweep(&name, &device, &transform, (NORM, Dtype::F16), &[1, 9], i);

@@ -40,7 +40,7 @@ sources![
     "ptx_sm90.cuh",
     "quantize_tokens.cu",
     "rms_norm.cu",
-    "rope_hadamard_quantize.cu",
+    "rope_hadamard_quantize.cu", "rotation.cuh",
     "rows.cuh",
     "token_sink.cuh",
     "token_source.cuh",

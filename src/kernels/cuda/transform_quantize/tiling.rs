@@ -106,7 +106,8 @@ pub(super) fn fitting(arch: Arch, shape: &TransformShape, rotation: &Rotation) -
         let segments = 8 >> token_bits;
         // Segments are made of whole tiles, and of whole chunks of codes.
         let (rows, tiles) = if segments == 1 {
-            (k.next_multiple_of(128), k.div_ceil(rotation.span))
+            let tiles = k.div_ceil(rotation.span);
+            ((tiles * rotation.span).next_multiple_of(128), tiles)
         } else {
             let unit = rotation.span / greatest_common_divisor(rotation.span, 128) * 128;
             let rows = k.div_ceil(segments).next_multiple_of(unit);
@@ -144,4 +145,36 @@ pub(super) fn choose(tilings: &[Tiling], tokens: usize, multiprocessors: u32) ->
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tilings(arch: Arch, channels: usize) -> (Rotation, Vec<Tiling>) {
+        let shape = TransformShape { channels, block: 128, rotations: 2, hadamard: false, smooth: false };
+        let rotation = Rotation::of(&shape).unwrap_or_else(|error| panic!("{error}"));
+        (rotation, fitting(arch, &shape, &rotation).unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    #[test]
+    fn every_model_fits_every_chip() {
+        for arch in Arch::ALL {
+            for k in [4096, 5120, 8192, 11_008, 13_824, 14_336, 28_672] {
+                let (rotation, tilings) = tilings(arch, k);
+                for tiling in &tilings {
+                    assert!(tiling.shared(&rotation, 512) <= arch.shared_per_block(), "{arch:?} {k}: {tiling:?}");
+                    assert!(tiling.rows * (8 / tiling.tokens()) >= k, "{arch:?} {k}: {tiling:?}");
+                }
+                assert_eq!(choose(&tilings, 1, 108).tokens(), 1, "{arch:?} {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_tokens_take_eight_a_block_and_two_blocks_a_multiprocessor() {
+        let (rotation, tilings) = tilings(Arch::Sm80, 4096);
+        let tiling = choose(&tilings, 8192, 108);
+        assert_eq!((tiling.tokens(), tiling.threads(&rotation, 8192, 108)), (8, 256));
+    }
 }
