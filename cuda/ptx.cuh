@@ -94,7 +94,7 @@ DEVICE i32 load_fresh(const i32 *from) {
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
     return value;
 }
-DEVICE f32 load_fresh(const f32 *from) { return __uint_as_float(static_cast<u32>(load_fresh(reinterpret_cast<const i32 *>(from)))); }
+DEVICE f32 load_fresh(const f32 *from) { return __int_as_float(load_fresh(reinterpret_cast<const i32 *>(from))); }
 DEVICE Quad load_16_fresh(const void *from) {
     Quad q;
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -1,8 +1,8 @@
 // From the output of the q, k and v projections to the queries and the cache that attention reads: RoPE on queries and keys,
 // per-head Hadamard, quantization per token and head, all in the order of operations of the CPU backend.
 //
-// A lane holds eight channels, which is a 16-byte load of half precision and a word of 4-bit codes; a head takes LANES lanes, the
-// next power of two of D / 8, so that a warp has 1, 2 or 4 heads of a token. All that crosses lanes does so by shuffles.
+// A lane holds eight channels, which is a 16-byte load of half precision and a word of 4-bit codes; a head takes LANES lanes,
+// D / 8 or the next power of two, so that a warp has 1, 2 or 4 heads of a token. All that crosses lanes does so by shuffles.
 #include "affine.cuh"
 #include "kv_cache.cuh"
 #include "rows.cuh"
@@ -36,7 +36,7 @@ struct RopeHadamardQuantizeArgs {
     AffineArgs key, value;
 };
 
-// A value of the lane that holds the partners of this lane's channels.
+// The lane that holds the channels which turn with this lane's.
 DEVICE u32 partner_lane(u32 lane) {
     const u32 in_head = lane % LANES;
     return lane - in_head + (in_head < PER_HEAD / 2 ? in_head + PER_HEAD / 2 : in_head - PER_HEAD / 2) % LANES;

@@ -241,14 +241,15 @@ fn what_is_not_finite_spoils_what_sees_it() {
             let width = layer.shape.width();
             let parts = [(100, 3), (20, 1)];
             // Head of qkv and token of the first sequence that gets the bad number; rows that become NaN.
-            let cases: [(usize, usize, Option<usize>, fn(usize, usize) -> bool); 7] = [
+            type Spoiled = fn(usize, usize) -> bool;
+            let cases: [(usize, usize, Option<usize>, Spoiled); 7] = [
                 (4, 50, None, |t, h| t < 3 && h < 2),                // a key of the first key head
                 (7, 50, None, |t, h| t < 3 && h >= 2),               // a value of the second
                 (6, 101, None, |t, h| (1..3).contains(&t) && h < 2), // a value that the first token does not see
                 (5, 102, None, |t, h| t == 2 && h >= 2),             // a key that only the last token sees
                 (1, 101, None, |t, h| t == 1 && h == 1),             // a query
                 (6, 50, Some(40), |_, _| false),                     // behind the window
-                (6, 62, Some(40), |t, h| t == 1 && h < 2 || t == 0 && h < 2), // seen by the tokens at 100 and 101
+                (6, 62, Some(40), |t, h| t < 2 && h < 2),            // seen by the tokens at 100 and 101
             ];
             for (head, token, window, spoiled) in cases {
                 let attention = Attention::new(&layer, 130, 2, window, Dtype::F32);
@@ -264,7 +265,6 @@ fn what_is_not_finite_spoils_what_sees_it() {
                         }
                         x
                     });
-                    assert_eq!(width, layer.shape.width());
                     attention.run(&layer, &call)
                 });
                 let [clean, bad] = &both;

@@ -36,7 +36,13 @@ impl Shape {
             161..=320 => (4, 1, 2),
             _ => (if row <= 512 { 4 } else { 2 }, 1, 2),
         };
-        Self { warps, tiles, stages, registers: if head_dim > 128 { 168 } else { 128 } }
+        // 16, 12 or 8 warps a multiprocessor; shared memory allows floating point of wide heads no more.
+        let registers = match (bits.0 == 16, head_dim) {
+            (true, 129..) => 255,
+            (true, 96..) | (false, 129..) => 168,
+            _ => 128,
+        };
+        Self { warps, tiles, stages, registers }
     }
 }
 
@@ -85,7 +91,7 @@ impl Decode {
         let by_registers = 65_536 / (shape.registers * shape.warps * 32);
         let seen = desc.window.map_or(desc.context_max, |window| (window + 2 * PAGE).min(desc.context_max));
         let group = desc.heads / cache.kv_heads;
-        Ok(Self {
+        let decode = Self {
             function: device.load(&kernel(cache.head_dim, bits, cache.float, shape))?,
             shape,
             shared,
@@ -96,7 +102,12 @@ impl Decode {
             row_tiles_max: group.div_ceil(ROWS).max(ROW_TILES),
             pages: seen.div_ceil(PAGE),
             slots: chip.multiprocessors as usize * by_shared.min(by_registers).max(1) as usize,
-        })
+        };
+        let (limit, got) = (u64::from(u32::MAX), decode.counter_bytes());
+        if got > limit {
+            return Err(Error::Limit { what: "bytes of sequences_max x heads counters".into(), limit, got });
+        }
+        Ok(decode)
     }
 
     /// Whether so many tokens a sequence are few.
