@@ -119,36 +119,53 @@ DEVICE Quad query_fragment(const Queries &q, const Quad *stored, u32 m, u32 step
     return {q[m][step][0], q[m][step][1], q[m][step][2], q[m][step][3]};
 }
 
-// q k of the warp's rows and SPAN keys; `keys` is the lane's row of the first 32.
+// Whether a load brings two pieces of 16 keys rather than one of 32, which saves moves. Spread codes want one, and numbers of 256
+// channels leave no register for the second address, but on Hopper.
+constexpr bool PAIRED = !SPREAD && (CODES || HEAD_DIM < 256 || ARCH == 900);
+
+// The pieces of a step of 32 keys, as the fragments of 8 keys each.
+DEVICE void load_keys(u32 (&b)[4][2], const u8 *keys, u32 step) {
+    const u32 lane = lane_index();
+    if (!PAIRED || 2 * step + 1 == KEY_PIECES) {
+        const u8 *row = keys + lane * KEY_STRIDE + (SPREAD ? 16 : 32) * step;
+        u32 first[4], second[4] = {0, 0, 0, 0};
+        load_matrix_x4(first, row);
+        if (!SPREAD && 2 * step + 1 < KEY_PIECES) load_matrix_x4(second, row + 16);
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) {
+            b[n][0] = SPREAD ? first[n] & 0x0f0f0f0f : first[n];
+            b[n][1] = SPREAD ? first[n] >> 4 & 0x0f0f0f0f : second[n];
+        }
+        return;
+    }
+    // Two pieces of 16 keys at a time: the words of a fragment come in neighbouring registers.
+    const u8 *row = keys + (lane % 8 + lane / 16 * 8) * KEY_STRIDE + lane / 8 % 2 * 16 + 32 * step;
+#pragma unroll
+    for (u32 j = 0; j < 2; j++) {
+        u32 words[4];
+        load_matrix_x4(words, row + 16 * j * KEY_STRIDE);
+        b[2 * j][0] = words[0], b[2 * j][1] = words[1];
+        b[2 * j + 1][0] = words[2], b[2 * j + 1][1] = words[3];
+    }
+}
+
+// q k of the warp's rows and SPAN keys.
 DEVICE void dot_products(Dot (&s)[TILES][SPAN / 8][4], const Queries &q, const Quad *stored, const u8 *keys) {
 #pragma unroll
     for (u32 half = 0; half < HALVES; half++) {
-        const u8 *row = keys + half * 32 * KEY_STRIDE;
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++) {
-            u32 a[TILES][4], first[4], second[4] = {0, 0, 0, 0};
+            u32 a[TILES][4], b[4][2];
 #pragma unroll
             for (u32 m = 0; m < TILES; m++) {
                 const Quad fragment = query_fragment(q, stored, m, step);
                 a[m][0] = fragment.x, a[m][1] = fragment.y, a[m][2] = fragment.z, a[m][3] = fragment.w;
             }
-            if constexpr (SPREAD) {
-                u32 codes[4];
-                load_matrix_x4(codes, row + 16 * step);
-#pragma unroll
-                for (u32 n = 0; n < 4; n++) {
-                    first[n] = codes[n] & 0x0f0f0f0f;
-                    second[n] = codes[n] >> 4 & 0x0f0f0f0f;
-                }
-            } else {
-                load_matrix_x4(first, row + 32 * step);
-                if (2 * step + 1 < KEY_PIECES) load_matrix_x4(second, row + 32 * step + 16);
-            }
+            load_keys(b, keys + half * 32 * KEY_STRIDE, step);
 #pragma unroll
             for (u32 n = 0; n < 4; n++) {
-                const u32 b[2] = {first[n], second[n]};
 #pragma unroll
-                for (u32 m = 0; m < TILES; m++) multiply_scores(s[m][4 * half + n], a[m], b, step == 0);
+                for (u32 m = 0; m < TILES; m++) multiply_scores(s[m][4 * half + n], a[m], b[n], step == 0);
             }
         }
     }

@@ -1,6 +1,8 @@
 // Rows of queries and of the output of attention_prefill.cu.
 #pragma once
 
+#include "attention_prefill_weights.cuh"
+
 // Row of [T, H] of a row of the sequence: its heads of the group, token by token.
 DEVICE u64 query_row(const Sequence &sequence, u32 heads, u32 group, u32 kv_head, u32 row) {
     return static_cast<u64>(sequence.first + row / group) * heads + kv_head * group + row % group;

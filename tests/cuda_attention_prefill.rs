@@ -61,6 +61,7 @@ fn cases() -> Vec<(Arch, Case)> {
         (Arch::Sm86, Case { head_dim: 80, key: 16, value: 16, float: Dtype::Bf16, out: Dtype::Bf16, ..case }),
         (Arch::Sm80, Case { heads: 2, kv_heads: 1, head_dim: 256, out: Dtype::F16, ..case }),
         (Arch::Sm86, Case { heads: 1, kv_heads: 1, head_dim: 256, key: 16, value: 16, window: Some(33), ..case }),
+        (Arch::Sm80, Case { heads: 2, kv_heads: 1, head_dim: 256, key: 8, value: 8, ..case }),
         (Arch::Sm90a, Case { heads: 3, kv_heads: 1, out: Dtype::F16, ..case }),
         (Arch::Sm90a, Case { heads: 1, kv_heads: 1, head_dim: 96, window: Some(1), ..case }),
     ]

@@ -23,7 +23,7 @@ sources![
     "argmax.cu",
     "attention.cuh",
     "attention_decode.cu",
-    "attention_decode.cuh", "attention_prefill.cu", "attention_prefill.cuh", "attention_prefill_out.cuh", "embedding.cu", "gemm_w4a4.cuh", "gemm_w4a4_mma.cuh", "gemm_w4a4_schedule.cuh", "gemm_w4a4_sm90.cu", "gemm_w4a4_sm90_epilogue.cuh", "gemm_w4a4_stream.cu", "gemm_w4a4_tiled.cu",
+    "attention_decode.cuh", "attention_prefill.cu", "attention_prefill.cuh", "attention_prefill_out.cuh", "attention_prefill_weights.cuh", "embedding.cu", "gemm_w4a4.cuh", "gemm_w4a4_mma.cuh", "gemm_w4a4_schedule.cuh", "gemm_w4a4_sm90.cu", "gemm_w4a4_sm90_epilogue.cuh", "gemm_w4a4_stream.cu", "gemm_w4a4_tiled.cu",
     "kernel.cuh",
     "kv_cache.cuh",
     "ptx.cuh",

@@ -33,7 +33,8 @@ pub struct AttentionDesc {
 ///
 /// Products of codes are summed exactly in integers, the softmax is in `f32`, weights meet values in half precision (bfloat16 where
 /// values are) and are summed in `f32`. A query or a visible key or value whose scale is NaN makes the output NaN; what is not
-/// visible changes nothing.
+/// visible changes nothing, except that NaN or infinity in a value that is not quantized may also reach queries of a long call that
+/// do not see it, but see others of its page.
 ///
 /// Sequences of few tokens take the decode kernel, which splits a long cache over many blocks; longer ones the prefill kernel.
 #[derive(Debug, Clone)]
