@@ -52,7 +52,8 @@ DEVICE void put_8(T *to, const u32 (&bits)[8], bool wide, u32 count, bool accumu
     }
 }
 
-// Writes what `finish` gave for a token and eight neighbouring channels. `first`, the first of them, is a multiple of 8 and below N.
+// Writes what `finish` gave for a token and eight neighbouring channels. `first`, the first of them, is a multiple of 8 and
+// below N.
 DEVICE void store_8(const GemmOutputArgs &out, u32 token, u32 first, const u32 (&bits)[8]) {
     const u64 at = static_cast<u64>(token) * out.n + first;
     const bool wide = out.n % 8 == 0, accumulate = out.accumulate != 0;

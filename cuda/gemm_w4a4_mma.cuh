@@ -26,8 +26,8 @@ DEVICE void clear(Sums &sums) {
     for (u32 i = 0; i < 16; i++) sums.of[i / 4][i % 4] = 0;
 }
 
-// The left operands of a step. 4-bit tokens: one k64 instruction a fragment. Tokens of 8 bits: the even and the odd codes of the
-// weights are the operands of two k32 instructions, whose input channels FORM_FRAGMENTS8 orders in the same way.
+// The left operands of a step. 4-bit tokens: one k64 instruction a fragment. Tokens of 8 bits: the even and the odd codes
+// of the weights are the operands of two k32 instructions, whose input channels FORM_FRAGMENTS8 orders in the same way.
 template <bool WIDE>
 struct Operand {
     u32 a[WIDE ? 2 : 1][4][4];
@@ -73,7 +73,8 @@ DEVICE void multiply(Sums &sums, const Operand<true> &operand, const Quad &token
     for (u32 f = 0; f < 4; f++) mma_u8(sums.of[f], operand.a[1][f], odd);
 }
 
-// The two tokens of this lane among the eight of `sums`, by all its channels, whose parameters are `channel(0)` to `channel(7)`.
+// The two tokens of this lane among the eight of `sums`, by all its channels, whose parameters are `channel(0)` to
+// `channel(7)`.
 template <class Channel>
 DEVICE void finish_group(const GemmOutputArgs &out, const Sums &sums, u32 group, u32 first, Channel channel) {
 #pragma unroll

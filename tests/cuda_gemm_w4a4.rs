@@ -42,6 +42,26 @@ fn integers_are_those_of_the_oracle_in_every_tile() {
 }
 
 #[test]
+fn rows_that_blocks_share_are_whole_and_the_workspace_is_left_zero() {
+    let test = "rows_that_blocks_share_are_whole_and_the_workspace_is_left_zero";
+    for (name, device) in cuda::devices(test, &[Arch::Sm86]) {
+        let mut random = Random::new(11);
+        for (activation_bits, most) in [(4, 8), (4, 16), (4, 32), (4, 64), (8, 8), (8, 16), (8, 32)] {
+            let tile = GemmTile::Streamed { tokens: most as u32 };
+            // 3 rows of 17 units for 6 or 7 blocks; 9 rows of 3 units, more than one for each block; 1 row for all.
+            for (i, (n, k)) in [(130, 2100), (530, 300), (8, 8000)].into_iter().enumerate() {
+                let desc = GemmW4A4Desc { activation_bits, ..desc(most - i, n, k) };
+                let plan = GemmW4A4Plan::plan_with(device.as_ref(), &desc, tile).unwrap();
+                assert!(plan.workspace_bytes() > 0, "{name}: {desc:?} shares nothing");
+                check_integers(&device, &desc, Some(tile), KINDS[i], random.next());
+            }
+            let desc = GemmW4A4Desc { activation_bits, bias: true, accumulate: true, ..desc(most, 72, 2100) };
+            check_floats(&device, &GemmW4A4Desc { out: Dtype::F16, ..desc }, Some(tile), Codes::Any, random.next());
+        }
+    }
+}
+
+#[test]
 fn long_rows_are_exact() {
     for (_, device) in cuda::devices("long_rows_are_exact", &[Arch::Sm86]) {
         let mut random = Random::new(2);

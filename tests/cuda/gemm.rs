@@ -236,8 +236,8 @@ pub(crate) fn desc(m_max: usize, n: usize, k: usize) -> GemmW4A4Desc {
 /// The numbers of tokens that break kernels.
 pub(crate) const TOKENS: [usize; 10] = [1, 2, 3, 7, 8, 9, 63, 64, 65, 257];
 
-/// Every tile of `tiles` (and `None`, the plan's own choice) on every number of tokens that it takes, with shapes, bits and codes
-/// drawn. Returns the number of cases.
+/// Every tile of `tiles` (and `None`, the plan's own choice) on every number of tokens that it takes, with shapes, bits and
+/// codes drawn. Returns the number of cases.
 pub(crate) fn check_tiles(device: &Arc<dyn Device>, tiles: &[Option<GemmTile>], bits: &[u32], seed: u64) -> usize {
     let mut random = Random::new(seed);
     let mut cases = 0;

@@ -18,14 +18,14 @@ const STEP_BYTES: usize = 2048;
 
 /// Weights in the kernels' layout, in the host's memory: for hosts that bring their own device memory.
 ///
-/// `weights` is `[ceil(N / 64), 2 ceil(K / 128)]` steps of 64 x 64 codes, 2048 bytes each; channels and input channels behind the
-/// matrix have code 0. A step is four A fragments of `mma.m16n8k64`, each 32 lanes of 16 bytes. Lane `4 g + t` of fragment `f`
-/// holds four words of eight codes, low nibble first: word `h + 2 i` is output channel `8 g + 2 f + h` of the block, input channels
-/// `32 i + 8 t ..+ 8` of the step. So a thread that multiplies all four fragments holds, for each token, eight neighbouring
-/// output channels.
+/// `weights` is `[ceil(N / 64), 2 ceil(K / 128)]` steps of 64 x 64 codes, 2048 bytes each; channels and input channels
+/// behind the matrix have code 0. A step is four A fragments of `mma.m16n8k64`, each 32 lanes of 16 bytes. Lane `4 g + t`
+/// of fragment `f` holds four words of eight codes, low nibble first: word `h + 2 i` is output channel `8 g + 2 f + h` of
+/// the block, input channels `32 i + 8 t ..+ 8` of the step. So a thread that multiplies all four fragments holds, for each
+/// token, eight neighbouring output channels.
 ///
-/// `channels` is 16 bytes for each of the `64 ceil(N / 64)` channels: the scale (`f32`), the zero point, `c` (`i32` each) and the
-/// bias (`f32`).
+/// `channels` is 16 bytes for each of the `64 ceil(N / 64)` channels: the scale (`f32`), the zero point, `c` (`i32` each)
+/// and the bias (`f32`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostWeights {
     /// [`GemmW4A4Desc::weight_bytes`] bytes.
