@@ -91,6 +91,7 @@ pub struct Model {
     engine: Engine,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a model is made once and stays where it is")]
 enum Engine {
     Cpu(cpu::Model),
     #[cfg(feature = "wgpu")]

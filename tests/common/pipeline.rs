@@ -8,7 +8,11 @@ use std::path::Path;
 
 /// Writes the tiny model into `folder` with the outliers of a real one: a few channels that every norm raises.
 pub(crate) fn tiny(folder: &Path) -> Checkpoint {
-    let tiny = Tiny { layers: 2, hidden: 96, intermediate: 160, heads: 6, kv_heads: 2, head_dim: 16 };
+    with_outliers(folder, &Tiny { layers: 2, hidden: 96, intermediate: 160, heads: 6, kv_heads: 2, head_dim: 16 })
+}
+
+/// Writes a model of another shape.
+pub(crate) fn with_outliers(folder: &Path, tiny: &Tiny) -> Checkpoint {
     let mut tensors = tiny.tensors();
     for (name, (_, values)) in &mut tensors {
         if name.ends_with("layernorm.weight") {

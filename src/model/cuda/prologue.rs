@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(super) enum Prologue {
     /// Norm or SwiGLU, transform, and quantizer where there is one.
     Transform {
-        plan: TransformQuantizePlan,
+        plan: Box<TransformQuantizePlan>,
         tables: TransformTables,
     },
     RmsNorm(RmsNormPlan),
@@ -45,7 +45,7 @@ impl Prologue {
                 let desc = TransformQuantizeDesc { m_max, shape, affine, source, input: float, target };
                 let plan = TransformQuantizePlan::plan(device.as_ref(), &desc)?;
                 let tables = plan.pack(device, transform)?;
-                Ok(Self::Transform { plan, tables })
+                Ok(Self::Transform { plan: Box::new(plan), tables })
             }
         }
     }

@@ -1,9 +1,12 @@
 //! Device memory between the operations of a layer: one allocation a sequence, cut into regions.
 
 use super::super::error::{At, Error};
+use super::group::Group;
 use super::layer::Layer;
 use super::{Core, STREAM};
-use crate::kernels::cuda::{Address, AttentionPlan, Buffer, KvLayout, QueryLayout, QueryOperand, TokensOperand};
+use crate::kernels::cuda::{
+    Address, AttentionPlan, Buffer, KvLayout, QueryLayout, QueryOperand, TokensLayout, TokensOperand,
+};
 
 /// Regions start where every vector load and the vendor's library are at their best.
 const ALIGNMENT: u64 = 256;
@@ -46,11 +49,9 @@ impl Scratch {
     ) -> Result<Self, Error> {
         let Core { device, config, types, layers, tables, .. } = core;
         let groups = || layers.iter().flat_map(|layer: &Layer| &layer.groups);
-        let most = |bytes: &dyn Fn(&super::group::Group) -> u64| groups().map(bytes).max().unwrap_or(0);
+        let most = |bytes: &dyn Fn(&Group) -> u64| groups().map(bytes).max().unwrap_or(0);
         let floats = |width: usize| (chunk * width) as u64 * types.float.bytes();
-        let layout = |group: &super::group::Group| {
-            group.tokens().map(|layout| crate::kernels::cuda::TokensLayout { m_max: chunk, ..layout })
-        };
+        let layout = |group: &Group| group.tokens().map(|layout| TokensLayout { m_max: chunk, ..layout });
         let queries = QueryLayout::new(config.heads, chunk, cache);
         let mut end = 0_u64;
         let mut region = |bytes: u64| {

@@ -98,7 +98,6 @@ impl State {
             let count = out.len() / tables.vocabulary();
             // SAFETY: the rows were run, and the scratch memory has room for as many logits.
             unsafe { tables.logits(device, count, self.hidden_at(first), self.scratch.logits) }.at(at)?;
-            device.synchronize(STREAM).at(at)?;
             device.read(self.scratch.logits, bytemuck::cast_slice_mut(out)).at(at)?;
         }
         Ok(())

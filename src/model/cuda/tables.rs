@@ -1,11 +1,11 @@
 //! Embedding and output head on a device.
 
 use super::super::error::{At, Error};
-use super::STREAM;
+use super::{STREAM, group};
 use crate::checkpoint::{Checkpoint, Table, TableValues};
 use crate::kernels::cuda::{
     Address, ArgmaxDesc, ArgmaxPlan, Buffer, Device, Dtype, EmbeddingDesc, EmbeddingPlan, Error as DeviceError,
-    MatrixProduct, NextStep,
+    MatrixProduct, NextStep, Stream,
 };
 use std::sync::Arc;
 
@@ -83,7 +83,7 @@ impl Tables {
     pub(super) unsafe fn embed(
         &self,
         device: &dyn Device,
-        stream: crate::kernels::cuda::Stream,
+        stream: Stream,
         tokens: usize,
         ids: Address,
         out: Address,
@@ -145,15 +145,12 @@ fn stored_as(table: &Table, float: Dtype) -> Dtype {
 }
 
 fn upload(device: &Arc<dyn Device>, what: &str, table: &Table, dtype: Dtype) -> Result<Buffer, DeviceError> {
-    match (&table.values, dtype) {
-        (TableValues::F16(values), Dtype::F16) => Buffer::upload(device, what, values),
-        (TableValues::Bf16(values), Dtype::Bf16) => Buffer::upload(device, what, values),
-        (TableValues::F32(values), _) => super::group::upload(device, what, values, dtype),
-        (TableValues::F16(values), _) => {
-            super::group::upload(device, what, &values.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), dtype)
-        }
-        (TableValues::Bf16(values), _) => {
-            super::group::upload(device, what, &values.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), dtype)
-        }
-    }
+    let widened = match (&table.values, dtype) {
+        (TableValues::F16(values), Dtype::F16) => return Buffer::upload(device, what, values),
+        (TableValues::Bf16(values), Dtype::Bf16) => return Buffer::upload(device, what, values),
+        (TableValues::F32(values), _) => return group::upload(device, what, values, dtype),
+        (TableValues::F16(values), _) => values.iter().map(|x| x.to_f32()).collect::<Vec<_>>(),
+        (TableValues::Bf16(values), _) => values.iter().map(|x| x.to_f32()).collect(),
+    };
+    group::upload(device, what, &widened, dtype)
 }

@@ -87,7 +87,10 @@ fn compile(kernel: &Kernel, chip: &Chip, extra: &[Source]) -> Result<PathBuf, St
     arguments.extend(
         ["-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fno-gnu-unique"].map(str::to_owned),
     );
-    arguments.extend(["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"].map(str::to_owned));
+    arguments.extend(
+        ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+            .map(str::to_owned),
+    );
     arguments.push("-DDUQUANT_HOST=1".into());
     arguments.push(format!("-DARCH={}", chip.arch.number()));
     arguments.extend(kernel.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
