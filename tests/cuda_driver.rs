@@ -17,7 +17,6 @@ mod oracle;
 use duquant::kernels::Error as KernelError;
 use duquant::kernels::cuda::{
     Arch, Buffer, Chip, CubinCache, Device, Driver, Dtype, Error, Event, Graph, Kernel, RmsNormPlan, RowsDesc, Stream,
-    kernels,
 };
 use std::sync::Arc;
 
@@ -108,12 +107,12 @@ fn kernels_of_another_family_are_compiled_for_the_device() {
         fake.device(90, true, 1);
         let driver = Driver::open(0).unwrap().with_arch(Arch::Sm80).unwrap().with_cache(CubinCache::disabled());
         assert_eq!(driver.chip().arch, Arch::Sm80);
-        driver.load(&kernels()[0]).unwrap();
+        driver.load(&fake::rms_norm()).unwrap();
         assert_eq!(fake.compiled_for(), ("sm_90a".into(), "800".into()));
-        driver.load(&kernels()[0]).unwrap();
+        driver.load(&fake::rms_norm()).unwrap();
         assert_eq!(fake.compiled(), 1, "it was there");
         let driver = Driver::open(0).unwrap().with_cache(CubinCache::disabled());
-        driver.load(&kernels()[0]).unwrap();
+        driver.load(&fake::rms_norm()).unwrap();
         assert_eq!(fake.compiled_for(), ("sm_90a".into(), "900".into()));
 
         fake.device(86, true, 1);
@@ -121,10 +120,10 @@ fn kernels_of_another_family_are_compiled_for_the_device() {
             let error = Driver::open(0).unwrap().with_arch(arch).unwrap_err();
             assert!(matches!(error, Error::Kernel(KernelError::Unsupported { what: "arch", .. })), "{error}");
         }
-        let foreign = Kernel { archs: &[Arch::Sm90a], ..kernels()[0].clone() };
+        let foreign = Kernel { archs: &[Arch::Sm90a], ..fake::rms_norm() };
         let text = Driver::open(0).unwrap().load(&foreign).unwrap_err().to_string();
         assert_eq!(text, "architecture of the kernel: expected sm_90a, got sm_86");
-        let absent = Kernel { entry: "no_such_entry", ..kernels()[0].clone() };
+        let absent = Kernel { entry: "no_such_entry", ..fake::rms_norm() };
         let text = Driver::open(0).unwrap().load(&absent).unwrap_err().to_string();
         assert!(text.contains("cuModuleGetFunction of no_such_entry") && text.contains("error 500"), "{text}");
     });

@@ -18,7 +18,6 @@ use bytemuck::{Pod, Zeroable};
 use cuda::host::HostDevice;
 use duquant::kernels::cuda::{
     Arch, Buffer, Chip, Device, Driver, Dtype, Error, Event, Function, Graph, Kernel, Launch, MatrixProduct, Stream,
-    kernels,
 };
 use std::sync::Arc;
 
@@ -45,8 +44,8 @@ fn a_launch_arrives_as_it_is() {
     fake::run("a_launch_arrives_as_it_is", None, |fake| {
         let (driver, device) = open();
         let stream = driver.stream().unwrap();
-        let function = device.load(&kernels()[0]).unwrap();
-        assert!(Arc::ptr_eq(&function, &device.load(&kernels()[0]).unwrap()));
+        let function = device.load(&fake::rms_norm()).unwrap();
+        assert!(Arc::ptr_eq(&function, &device.load(&fake::rms_norm()).unwrap()));
         launch(device.as_ref(), stream.stream(), &Launch::new(&function, [7, 5, 3], 512, 163 * 1024, &ARGUMENTS))
             .unwrap();
         let got = fake.last();
@@ -55,14 +54,14 @@ fn a_launch_arrives_as_it_is() {
         assert_eq!(&got.arguments[..48], bytemuck::bytes_of(&ARGUMENTS));
 
         // Two kernels of one file and the same macros are of one module.
-        device.load(&Kernel { entry: "silu_mul_rows", ..kernels()[0].clone() }).unwrap();
+        device.load(&Kernel { entry: "silu_mul_rows", ..fake::rms_norm() }).unwrap();
         assert_eq!((fake.live()[1], fake.compiled()), (1, 1));
 
         let refused = |grid, block, shared| {
             launch(device.as_ref(), Stream::DEFAULT, &Launch::new(&function, grid, block, shared, &ARGUMENTS))
                 .unwrap_err()
         };
-        let limit = |what: &str, limit, got| Error::Limit { what: format!("{}, {what}", kernels()[0]), limit, got };
+        let limit = |what: &str, limit, got| Error::Limit { what: format!("{}, {what}", fake::rms_norm()), limit, got };
         assert_eq!(refused([1, 65_536, 1], 32, 0), limit("blocks in y", 65_535, 65_536));
         assert_eq!(refused([1, 1, 65_536], 32, 0), limit("blocks in z", 65_535, 65_536));
         assert_eq!(refused([1; 3], 544, 0), limit("threads of a block", 512, 544));
@@ -81,14 +80,14 @@ fn another_devices_kernel_is_refused() {
     fake::run("another_devices_kernel_is_refused", None, |fake| {
         let (_, device) = open();
         let foreign = HostDevice::new(Chip::typical(Arch::Sm80));
-        let kernel = kernels()[0].clone();
+        let kernel = fake::rms_norm();
         let function = Arc::new(Function { kernel, handle: 0x1234, keep: Box::new(foreign) });
         let error =
             launch(device.as_ref(), Stream::DEFAULT, &Launch::new(&function, [1; 3], 32, 0, &ARGUMENTS)).unwrap_err();
         assert!(error.to_string().contains("got another device's"), "{error}");
         // The primary context is one, however often it is opened.
         let (_, again) = open();
-        let function = again.load(&kernels()[0]).unwrap();
+        let function = again.load(&fake::rms_norm()).unwrap();
         launch(device.as_ref(), Stream::DEFAULT, &Launch::new(&function, [1; 3], 32, 0, &ARGUMENTS)).unwrap();
         assert_eq!(fake.last().count, 1);
     });
@@ -141,7 +140,7 @@ fn a_graph_replays_and_a_failed_capture_ends() {
         let (driver, device) = open();
         let owned = driver.stream().unwrap();
         let stream = owned.stream();
-        let function = device.load(&kernels()[0]).unwrap();
+        let function = device.load(&fake::rms_norm()).unwrap();
         let enqueue = || launch(device.as_ref(), stream, &Launch::new(&function, [1; 3], 32, 0, &ARGUMENTS));
         let two = || enqueue().and_then(|()| enqueue());
 
@@ -243,9 +242,9 @@ fn libraries_that_do_not_fit_are_told() {
         let (driver, device) = open();
         assert_eq!((driver.driver_version(), driver.compiler_version().unwrap()), ("12.8".into(), "13.0".into()));
         fake.fail("cuModuleLoadData", 1, 200);
-        let text = device.load(&kernels()[0]).unwrap_err().to_string();
+        let text = device.load(&fake::rms_norm()).unwrap_err().to_string();
         assert!(text.contains("NVRTC 13.0 made it (the driver knows CUDA 12.8: install an NVRTC of that"), "{text}");
-        device.load(&kernels()[0]).expect("what failed once is tried again");
+        device.load(&fake::rms_norm()).expect("what failed once is tried again");
 
         let (input, output) = (Dtype::F32, Dtype::F32);
         let product = MatrixProduct {

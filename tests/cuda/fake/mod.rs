@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file asks for what it needs")]
 
 use super::cuda::host;
+use duquant::kernels::cuda::{Kernel, kernels};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,6 +26,11 @@ pub(crate) struct Launched {
     pub(crate) count: u32,
     pub(crate) stream: usize,
     pub(crate) arguments: [u8; 64],
+}
+
+/// A kernel to load: the first RMSNorm.
+pub(crate) fn rms_norm() -> Kernel {
+    kernels().into_iter().find(|kernel| kernel.entry == "rms_norm").unwrap()
 }
 
 /// What is alive, in the order of `libcuda.c`.
