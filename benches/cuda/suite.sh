@@ -46,7 +46,8 @@ build() {
     mkdir -p "$into" || die "cannot make $into"
     for name in $(test_names); do arguments+=(--test "$name"); done
     arguments+=(--bench cuda)
-    messages=$(cargo test --release --locked --no-default-features --features cli,cuda --no-run --message-format=json-render-diagnostics \
+    # The profile of tests: optimised, checks on. What is timed is the device.
+    messages=$(cargo test --locked --no-default-features --features cli,cuda --no-run --message-format=json-render-diagnostics \
         "${arguments[@]}") || die "the tests do not build"
     rm -f "$into"/cuda* "$into/manifest"
     for name in $(test_names) cuda; do
