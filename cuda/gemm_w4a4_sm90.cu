@@ -150,16 +150,18 @@ DEVICE bool sum_up(const GemmArgs &args, const Work &work, Meeting meeting, i32 
     for (u32 i = 0; i < TILES * RESULTS; i++) {
         if (i % RESULTS / 4 < groups) reduce_to(partial + 128 * i, sums[i / RESULTS][i % RESULTS]);
     }
-    fence_device();
     meeting.sync();
     if (meeting.thread == 0) {
+        // What the barrier brought is there before the count, and what others counted is there behind it: a fence holds for
+        // all that happened before it, not for its own thread's alone.
+        fence_device();
         const u32 there = atomic_add(args.counters + part, work.length()) + work.length();
+        fence_device();
         if (there == args.chunks) args.counters[part] = 0;
         *meeting.flag = there;
     }
     meeting.sync();
     if (*meeting.flag != args.chunks) return false;
-    fence_device();
 #pragma unroll
     for (u32 i = 0; i < TILES * RESULTS; i++) {
         if (i % RESULTS / 4 < groups) {

@@ -110,13 +110,19 @@ DEVICE bool reduce_blocks(Sums &total, const GemmStreamArgs &args, u32 slot, u32
     if (owner) {
 #pragma unroll
         for (u32 i = 0; i < 16; i++) reduce_to(partials + 32 * i, total.of[i / 4][i % 4]);
-        fence_device();
     }
     sync_block();
-    u32 *counter = args.counters + slot;
-    if (!sync_block_or(thread_index() == 0 && atomic_add(counter, 1u) + 1 == sharers)) return false;
-    fence_device();
-    if (thread_index() == 0) *counter = 0;
+    bool last = false;
+    if (thread_index() == 0) {
+        u32 *counter = args.counters + slot;
+        // What the barrier brought is there before the count, and what others counted is there behind it: a fence holds for
+        // all that happened before it, not for its own thread's alone.
+        fence_device();
+        last = atomic_add(counter, 1u) + 1 == sharers;
+        fence_device();
+        if (last) *counter = 0;
+    }
+    if (!sync_block_or(last)) return false;
     if (owner) {
 #pragma unroll
         for (u32 i = 0; i < 16; i++) total.of[i / 4][i % 4] = load_fresh(partials + 32 * i);

@@ -76,12 +76,6 @@ DEVICE void registers_take() {
 
 // --- wgmma: four warps, the first of them a multiple of four -------------------------------------------------------------------
 
-DEVICE TileDescriptor tile_descriptor(const void *tile) {
-    // Address / 16 in bits 0 to 13; 1024 bytes / 16 between atoms in bits 32 to 45; 128-byte swizzle is 1 in bits 62 and 63.
-    return {(shared_address(tile) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62};
-}
-DEVICE TileDescriptor tile_step(TileDescriptor tile, u32 step) { return {tile.bits + 2 * step}; }
-
 // Before a wgmma whose registers, accumulators or A, were written by anything else.
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -127,3 +121,10 @@ WGMMA(256, WGMMA_TEN("") ", " WGMMA_TEN("1") ", " WGMMA_TEN("2") ", " WGMMA_TEN(
 #undef WGMMA
 
 #endif
+
+// The same on both sides: the host reads it bit by bit.
+DEVICE TileDescriptor tile_descriptor(const void *tile) {
+    // Address / 16 in bits 0 to 13; 1024 bytes / 16 between atoms in bits 32 to 45; 128-byte swizzle is 1 in bits 62 and 63.
+    return {(shared_address(tile) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62};
+}
+DEVICE TileDescriptor tile_step(TileDescriptor tile, u32 step) { return {tile.bits + 2 * step}; }

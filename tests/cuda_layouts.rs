@@ -9,6 +9,8 @@
 
 mod cuda;
 mod oracle;
+#[path = "cuda/packed_weights.rs"]
+mod packed_weights;
 
 use bytemuck::{Pod, Zeroable};
 use cuda::{STREAM, download, upload};

@@ -21,7 +21,10 @@ use oracle::Random;
 use std::process::Command;
 use std::sync::Arc;
 
-static SOURCES: [Source; 1] = [Source { name: "mistakes.cu", text: include_str!("cuda/mistakes.cu") }];
+static SOURCES: [Source; 2] = [
+    Source { name: "mistakes.cu", text: include_str!("cuda/mistakes.cu") },
+    Source { name: "mistakes_sm90.cu", text: include_str!("cuda/mistakes_sm90.cu") },
+];
 
 /// Seeds within which a mistake must show.
 const SEEDS: usize = 8;
@@ -65,7 +68,7 @@ fn own(x: &[u32], t: usize) -> u32 {
     x[t]
 }
 
-const MISTAKES: [(&str, Expected, Shows); 21] = [
+const MISTAKES: [(&str, Expected, Shows); 23] = [
     ("no_barrier_before_reading", other_warp, Wrong),
     ("no_barrier_for_the_upper_warp", |x, t| x[t % 32], Wrong),
     ("no_barrier_for_the_lower_warp", |x, t| x[32 + t % 32], Wrong),
@@ -88,12 +91,26 @@ const MISTAKES: [(&str, Expected, Shows); 21] = [
     ("writes_behind_shared_memory", other_warp, Says("wrote to byte 256 of 256 bytes of shared memory")),
     ("writes_in_front_of_shared_memory", other_warp, Says("wrote to byte -4 of 256 bytes of shared memory")),
     ("relies_on_the_order_of_blocks", own, Wrong),
+    ("no_fence_behind_the_barrier", own, Says("without fence_device between the last barrier and the count")),
+    ("no_fence_behind_the_count", own, Says("before the thread that counted has called fence_device")),
+];
+
+/// Those of `mistakes_sm90.cu`.
+const MISTAKES_SM90: [(&str, Expected, Shows); 6] = [
+    ("barrier_not_published", own, Says("before barrier_init_fence and a meeting of the block")),
+    ("barrier_used_before_the_block_met", own, Says("barrier")),
+    ("bulk_copy_not_waited_for", own, Says("bulk copies that nobody waited for")),
+    ("fewer_bytes_expected_than_copied", own, Says("16 bytes more than expected")),
+    ("more_bytes_expected_than_copied", own, Says("deadlock")),
+    ("more_registers_taken_than_given", own, Says("deadlock")),
 ];
 
 /// What a kernel gives with each of the first seeds, blocks of `THREADS` words.
 fn runs(entry: &'static str, planted: bool, blocks: usize, input: &[u32]) -> Vec<Result<Vec<u32>, Error>> {
-    let kernel = Kernel { file: "mistakes.cu", entry, defines: Vec::new(), archs: &Arch::ALL, registers: 64 };
-    let device: Arc<dyn Device> = Arc::new(HostDevice::with_sources(Chip::typical(Arch::Sm80), &SOURCES));
+    let newer = MISTAKES_SM90.iter().any(|(name, ..)| *name == entry);
+    let (file, arch) = if newer { ("mistakes_sm90.cu", Arch::Sm90a) } else { ("mistakes.cu", Arch::Sm80) };
+    let kernel = Kernel { file, entry, defines: Vec::new(), archs: &Arch::ALL, registers: 64 };
+    let device: Arc<dyn Device> = Arc::new(HostDevice::with_sources(Chip::typical(arch), &SOURCES));
     let function = device.load(&kernel).unwrap();
     let d_in = upload(&device, input);
     let run = |_| {
@@ -130,7 +147,7 @@ fn planted_mistakes_are_found() {
         return;
     }
     let input = operand();
-    for (entry, number, shows) in &MISTAKES {
+    for (entry, number, shows) in MISTAKES.iter().chain(&MISTAKES_SM90) {
         let blocks = if entry.contains("blocks") { 5 } else { 1 };
         let expected: Vec<u32> = (0..blocks * THREADS).map(|i| number(&input, i % THREADS)).collect();
         for (seed, got) in runs(entry, false, blocks, &input).into_iter().enumerate() {

@@ -208,3 +208,32 @@ KERNEL(writes_behind_the_operand, MistakeArgs, 64, 1) {
     const u32 t = thread_index();
     args.out[t + (PLANTED && t == 63)] = args.in[t];
 }
+
+// Sums for other blocks, and their count, which adds 0 to a word of the operand.
+DEVICE u32 *count_of(const MistakeArgs &args) { return const_cast<u32 *>(args.in) + 127; }
+
+KERNEL(no_fence_behind_the_barrier, MistakeArgs, 64, 1) {
+    const u32 t = thread_index();
+    args.out[t] = 0;
+    reduce_to(reinterpret_cast<i32 *>(args.out + t), static_cast<i32>(args.in[t]));
+    if (PLANTED) fence_device();
+    sync_block();
+    if (t == 0) {
+        if (!PLANTED) fence_device();
+        atomic_add(count_of(args), 0u);
+    }
+}
+
+KERNEL(no_fence_behind_the_count, MistakeArgs, 64, 1) {
+    const u32 t = thread_index();
+    args.out[t] = 0;
+    reduce_to(reinterpret_cast<i32 *>(args.out + t), static_cast<i32>(args.in[t]));
+    sync_block();
+    if (t == 0) {
+        fence_device();
+        atomic_add(count_of(args), 0u);
+        if (!PLANTED) fence_device();
+    }
+    sync_block();
+    args.out[t] = static_cast<u32>(load_fresh(reinterpret_cast<const i32 *>(args.out + t)));
+}

@@ -88,7 +88,7 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         when: four_bits,
         work: Some("IMMA.16864.U4.U4"),
         in_loop: &["LDG*.NA.128"],
-        anywhere: &["RED"],
+        anywhere: &["RED", "MEMBAR*.GPU"],
         nowhere: &["IMMA.16832", "HMMA"],
     },
     Expectation {
@@ -97,7 +97,7 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         when: eight_bits,
         work: Some("IMMA.16832.U8.U8"),
         in_loop: &["LDG*.NA.128"],
-        anywhere: &["RED"],
+        anywhere: &["RED", "MEMBAR*.GPU"],
         nowhere: &["IMMA.16864", "HMMA"],
     },
     // Bulk copies by one thread, weights unpacked from 16-byte reads, multiplied from registers.
@@ -107,7 +107,7 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         when: always,
         work: Some("IGMMA*.U8.U8"),
         in_loop: &["LDS.128", "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR", "SYNCS.PHASECHK"],
-        anywhere: &["UBLKCP"],
+        anywhere: &["UBLKCP", "FENCE.VIEW.ASYNC", "RED", "MEMBAR*.GPU"],
         nowhere: &["IMMA", "HMMA"],
     },
     // The rotations on tensor cores, their operand by transposed loads; the gather is in the stores between them.

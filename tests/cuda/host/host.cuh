@@ -8,6 +8,7 @@
 // be touched. tests/cuda_shim.rs plants mistakes that must be found.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 #include <cstdarg>
@@ -49,6 +50,8 @@ struct Fiber {
     void *stack_pointer = nullptr;
     u32 thread = 0;
     bool done = false;
+    // Whether it called fence_device since it last met others and gave sums.
+    bool fenced = false;
     // Waits while *epoch == seen.
     const u64 *epoch = nullptr;
     u64 seen = 0;
@@ -91,6 +94,11 @@ struct Block {
     u64 random = 0;
     // What other emulations keep for a block (host_sm90.cuh).
     std::map<const void *, std::shared_ptr<void>> extra;
+    // What they have to say when it ends: nullptr, or what is wrong.
+    std::vector<std::function<const char *()>> at_end;
+    // Sums that went to memory for other blocks, and who counted and has not fenced since (host_threads.cuh).
+    u32 reductions = 0;
+    const Fiber *counted = nullptr;
 
     u64 draw() {
         random += 0x9e3779b97f4a7c15ull;
@@ -263,6 +271,9 @@ inline void run_block(Block &b, const std::function<void()> &body) {
     for (auto &barrier : b.barriers) barrier = Barrier();
     std::memset(b.shared_from, BESIDE, static_cast<size_t>(b.shared_to - b.shared_from));
     b.extra.clear();
+    b.at_end.clear();
+    b.reductions = 0;
+    b.counted = nullptr;
     std::memset(b.shared, 0xff, b.launch->shared);
     b.body = &body;
     for (u32 t = 0; t < threads; t++) {
@@ -291,7 +302,12 @@ inline void run_block(Block &b, const std::function<void()> &body) {
             }
         }
         for (const Fiber &fiber : b.fibers) live |= !fiber.done;
-        if (!live) return check_beside(b);
+        if (!live) {
+            for (const auto &end : b.at_end) {
+                if (const char *wrong = end()) b.error = wrong;
+            }
+            return check_beside(b);
+        }
         if (!progress) {
             u32 stuck = 0;
             while (b.fibers[stuck].done) stuck++;

@@ -17,6 +17,10 @@ struct Bulk {
 
 struct SharedBarrier {
     u32 arrivals = 0, pending = 0, parity = 0;
+    // Who made it, when, and whether barrier_init_fence followed: others may use it once the block has met.
+    u32 maker = 0;
+    u64 made = 0;
+    bool fenced = false;
     i64 bytes = 0;
     u64 epoch = 0;
     std::vector<Bulk> copies;
@@ -70,6 +74,23 @@ struct Warpgroup {
 struct Sm90 {
     std::map<const u8 *, SharedBarrier> barriers;
     std::vector<Warpgroup> warpgroups;
+    // Registers of each thread of a warp, and what warps gave back for others to take.
+    std::vector<u32> registers;
+    u32 given = 0;
+    u64 given_epoch = 0;
+
+    // What a block may not leave behind: a bulk copy would land in another block's shared memory.
+    const char *unfinished() const {
+        for (const auto &barrier : barriers) {
+            if (!barrier.second.copies.empty()) return "it ends with bulk copies that nobody waited for";
+        }
+        for (const Warpgroup &group : warpgroups) {
+            for (const WgmmaQueue &queue : group.warps) {
+                if (!queue.open.empty() || !queue.groups.empty()) return "it ends with a wgmma that nobody waited for";
+            }
+        }
+        return nullptr;
+    }
 };
 
 inline Sm90 &sm90() {
@@ -77,8 +98,12 @@ inline Sm90 &sm90() {
     std::shared_ptr<void> &held = block->extra[&key];
     if (!held) {
         auto made = std::make_shared<Sm90>();
-        made->warpgroups.resize((block->launch->block + 127) / 128);
+        const u32 threads = block->launch->block;
+        made->warpgroups.resize((threads + 127) / 128);
+        // As __launch_bounds__ with one block a multiprocessor has it.
+        made->registers.assign(threads / 32, std::min(65536 / threads / 8 * 8, 248u));
         held = made;
+        block->at_end.push_back([made] { return made->unfinished(); });
     }
     return *static_cast<Sm90 *>(held.get());
 }
@@ -87,6 +112,10 @@ inline SharedBarrier &shared_barrier(u64 *at) {
     auto &barriers = sm90().barriers;
     const auto found = barriers.find(reinterpret_cast<const u8 *>(at));
     if (found == barriers.end()) fail("a barrier at byte %u of shared memory that is not initialised", shared_address(at));
+    const SharedBarrier &barrier = found->second;
+    if (block->current->thread != barrier.maker && (!barrier.fenced || block->barriers[0].epoch == barrier.made)) {
+        fail("a barrier is used before barrier_init_fence and a meeting of the block");
+    }
     return found->second;
 }
 
@@ -105,7 +134,11 @@ inline void wgmma_run(const Wgmma &work) {
         for (u32 r = 0; r < 4; r++) std::memcpy(&a[g + 8 * (r % 2)][16 * (r / 2) + 4 * t], &work.a[l][r], 4);
     }
     const u32 start = static_cast<u32>(work.tile & 0x3fff) << 4, stride = static_cast<u32>(work.tile >> 32 & 0x3fff) << 4;
+    // Swizzle in bits 62 and 63, base offset in 49 to 51; nothing may be set between the fields.
     if (work.tile >> 62 != 1 || (work.tile >> 49 & 7) != 0) fail("a wgmma descriptor %llx without 128-byte swizzle", work.tile);
+    if ((work.tile & 0x3ff1c000c000c000) != 0) fail("a wgmma descriptor %llx with stray bits", work.tile);
+    if (start % 1024 >= 128 || start % 32 != 0) fail("a wgmma tile at byte %u, which is no k32 step of an atom", start);
+    if (work.tokens > 8 && stride != 1024) fail("a wgmma tile whose atoms are %u bytes apart", stride);
     for (u32 token = 0; token < work.tokens; token++) {
         u8 b[32];
         for (u32 piece = 0; piece < 2; piece++) {
@@ -158,9 +191,13 @@ DEVICE void barrier_init(u64 *barrier, u32 arrivals) {
     host::check_shared(barrier, 8, "a barrier");
     host::SharedBarrier made;
     made.arrivals = made.pending = arrivals;
+    made.maker = thread_index();
+    made.made = host::block->barriers[0].epoch;
     host::sm90().barriers[reinterpret_cast<const u8 *>(barrier)] = made;
 }
-DEVICE void barrier_init_fence() {}
+DEVICE void barrier_init_fence() {
+    for (auto &barrier : host::sm90().barriers) barrier.second.fenced |= barrier.second.maker == thread_index();
+}
 DEVICE void barrier_arrive(u64 *barrier) { host::shared_barrier(barrier).arrive(); }
 DEVICE void barrier_arrive_expect(u64 *barrier, u32 bytes) {
     host::SharedBarrier &b = host::shared_barrier(barrier);
@@ -197,19 +234,33 @@ DEVICE void copy_bulk_once(void *shared, const void *global, u32 bytes, u64 *bar
 template <u32 N>
 DEVICE void registers_give() {
     static_assert(N % 8 == 0 && N >= 24 && N <= 256);
-    host::meet("registers_give", nullptr, [](void **) {});
+    host::meet("registers_give", nullptr, [](void **) {
+        host::Sm90 &sm90 = host::sm90();
+        u32 &mine = sm90.registers[thread_index() / 32];
+        if (N > mine) host::fail("registers_give leaves %u registers of %u", N, mine);
+        sm90.given += 32 * (mine - N);
+        mine = N;
+        sm90.given_epoch++;
+    });
 }
 template <u32 N>
 DEVICE void registers_take() {
     static_assert(N % 8 == 0 && N >= 24 && N <= 256);
+    host::Sm90 &sm90 = host::sm90();
+    u32 &mine = sm90.registers[thread_index() / 32];
     host::meet("registers_take", nullptr, [](void **) {});
+    // Waits for registers that others give: for ever, where they give too few.
+    while (mine != N) {
+        if (N < mine) host::fail("registers_take takes %u registers and has %u", N, mine);
+        if (sm90.given >= 32 * (N - mine)) {
+            sm90.given -= 32 * (N - mine);
+            mine = N;
+            sm90.given_epoch++;
+        } else {
+            host::wait_while(&sm90.given_epoch, sm90.given_epoch);
+        }
+    }
 }
-
-DEVICE TileDescriptor tile_descriptor(const void *tile) {
-    host::check_aligned(tile, 1024, "a wgmma tile");
-    return {(shared_address(tile) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62};
-}
-DEVICE TileDescriptor tile_step(TileDescriptor tile, u32 step) { return {tile.bits + 2 * step}; }
 
 DEVICE void wgmma_fence() {
     host::meet("wgmma_fence", nullptr, [](void **) { host::wgmma_queue().fenced = true; });

@@ -22,6 +22,7 @@ DEVICE void barrier_wait(u32 index, u32 threads) {
     const u64 seen = barrier.epoch;
     host::arrive(barrier, threads, 1);
     if (barrier.epoch == seen) host::wait_while(&barrier.epoch, seen);
+    host::block->current->fenced = false;
 }
 DEVICE void sync_block() { barrier_wait(0, block_threads()); }
 DEVICE bool sync_block_or(bool predicate) {
@@ -104,20 +105,36 @@ DEVICE void store_8(void *to, Pair p) {
     host::check_aligned(to, 8, "an 8-byte store");
     std::memcpy(to, &p, 8);
 }
-DEVICE i32 load_fresh(const i32 *from) { return *from; }
+DEVICE i32 load_fresh(const i32 *from) {
+    if (host::block->counted != nullptr) host::fail("it reads others' sums before the thread that counted has called fence_device");
+    return *from;
+}
 DEVICE f32 load_fresh(const f32 *from) { return *from; }
 DEVICE i32 atomic_add(i32 *to, i32 value) {
     const i32 old = *to;
     *to = static_cast<i32>(static_cast<u32>(old) + static_cast<u32>(value));
     return old;
 }
+// Counts, among others the blocks that gave their sums. By the rules of PTX those of other threads are there before the count only
+// if the thread that counts has called fence_device behind the barrier, and others' sums for its block only if it does so again.
 DEVICE u32 atomic_add(u32 *to, u32 value) {
+    if (host::block->reductions > 0) {
+        if (!host::block->current->fenced) host::fail("it counts without fence_device between the last barrier and the count");
+        host::block->counted = host::block->current;
+    }
     const u32 old = *to;
     *to = old + value;
     return old;
 }
-DEVICE void reduce_to(i32 *to, i32 value) { atomic_add(to, value); }
-DEVICE void fence_device() {}
+DEVICE void reduce_to(i32 *to, i32 value) {
+    host::block->reductions++;
+    host::block->current->fenced = false;
+    atomic_add(to, value);
+}
+DEVICE void fence_device() {
+    host::block->current->fenced = true;
+    if (host::block->counted == host::block->current) host::block->counted = nullptr;
+}
 DEVICE u64 atomic_max(u64 *to, u64 value) {
     const u64 old = *to;
     *to = old < value ? value : old;
