@@ -23,7 +23,7 @@ DEVICE u32 grid_x() { return gridDim.x; }
 DEVICE u32 grid_y() { return gridDim.y; }
 DEVICE u32 grid_z() { return gridDim.z; }
 DEVICE u32 lane_index() { return threadIdx.x % 32; }
-// The same in all lanes, and known to be by the compiler.
+// The same in all lanes, and known to be by the compiler. A shuffle: all lanes must come here.
 DEVICE u32 warp_index() { return __shfl_sync(0xffffffff, threadIdx.x / 32, 0); }
 
 // The block's shared memory, at a multiple of 1024.

@@ -26,9 +26,10 @@ DEVICE RowCoder coder_of(const TransformQuantizeArgs &args, const Shared &shared
         extremes.most = maximum_nan_f16x2(extremes.most, shuffle_xor(extremes.most, mask));
     }
     u32 *words = reinterpret_cast<u32 *>(shared.parts);  // [warps][least, most][4 pairs of columns]
+    const u32 warp = warp_index();
     if (lane < 4) {
-        words[8 * warp_index() + lane] = extremes.least;
-        words[8 * warp_index() + 4 + lane] = extremes.most;
+        words[8 * warp + lane] = extremes.least;
+        words[8 * warp + 4 + lane] = extremes.most;
     }
     sync_block();
     // Lane l begins with pair l % 4 of warps l / 4 and l / 4 + 8.

@@ -176,6 +176,68 @@ fn a_graph_replays_and_a_failed_capture_ends() {
     });
 }
 
+/// A wait for the whole context fails while any thread records, and spoils the capture: so it comes behind.
+#[test]
+fn other_threads_may_free_and_read_while_one_records() {
+    fake::run("other_threads_may_free_and_read_while_one_records", None, |fake| {
+        for pools in [true, false] {
+            fake.device(80, pools, 1);
+            let (driver, device) = open();
+            let kept = Buffer::zeroed(&device, "kept", 16).unwrap();
+            let freed = Buffer::zeroed(&device, "freed", 16).unwrap();
+            let (send, begun) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                let other = scope.spawn(move || {
+                    begun.recv().unwrap();
+                    drop(freed);
+                    kept.read(&mut [0_u8; 16])
+                });
+                let record = &mut |_: Stream| {
+                    send.send(()).unwrap();
+                    // Long enough for a wait that does not stand back.
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    Ok(())
+                };
+                assert!(device.capture(record).unwrap().is_some());
+                assert_eq!(other.join().unwrap(), Ok(()));
+            });
+            assert_eq!(driver.memory().unwrap().current, 0);
+            drop((device, driver));
+            fake.assert_clean("after all captures");
+        }
+    });
+}
+
+/// The stream that records has a workspace before it does, and the graph has it afterwards.
+#[test]
+fn products_are_captured() {
+    const WORKSPACE: u64 = 32 << 20;
+    fake::run("products_are_captured", None, |fake| {
+        let (driver, device) = open();
+        let operand = Buffer::zeroed(&device, "operand", 64).unwrap();
+        let (x, weight, y) = (operand.address(), operand.address(), operand.address() + 32);
+        let (input, output) = (Dtype::F32, Dtype::F32);
+        let product =
+            MatrixProduct { tokens: 1, n: 1, k: 4, input, output, x, weight, bias: None, y, accumulate: false };
+        // SAFETY: the operand is as large as the shape says.
+        let run = |stream| unsafe { device.matrix_product(stream, &product) };
+        let current = || driver.memory().unwrap().current - operand.bytes();
+        run(Stream::DEFAULT).unwrap();
+        assert_eq!(current(), WORKSPACE);
+        let plain = device.capture(&mut |_| Ok(())).unwrap();
+        assert_eq!(current(), WORKSPACE, "a graph without products has no workspace");
+        let graph = device.capture(&mut |stream| run(stream)).unwrap();
+        assert_eq!(current(), 2 * WORKSPACE, "and one with products its own");
+        let failed = device.capture(&mut |stream| run(stream).and_then(|()| device.read(x, &mut [])));
+        assert!(failed.is_err());
+        assert_eq!(current(), 2 * WORKSPACE);
+        drop((plain, graph));
+        assert_eq!(current(), WORKSPACE);
+        drop((operand, device, driver));
+        fake.assert_clean("after all graphs");
+    });
+}
+
 #[test]
 fn products_are_row_major() {
     fake::run("products_are_row_major", None, |fake| {

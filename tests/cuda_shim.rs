@@ -68,7 +68,7 @@ fn own(x: &[u32], t: usize) -> u32 {
     x[t]
 }
 
-const MISTAKES: [(&str, Expected, Shows); 23] = [
+const MISTAKES: [(&str, Expected, Shows); 24] = [
     ("no_barrier_before_reading", other_warp, Wrong),
     ("no_barrier_for_the_upper_warp", |x, t| x[t % 32], Wrong),
     ("no_barrier_for_the_lower_warp", |x, t| x[32 + t % 32], Wrong),
@@ -85,6 +85,7 @@ const MISTAKES: [(&str, Expected, Shows); 23] = [
     ("unaligned_matrix_row", |x, t| x[32 * (t / 32) + t % 32], Says("load_matrix_x2 at")),
     ("lanes_at_different_instructions", neighbour, Says("its warp has diverged")),
     ("lanes_missing_at_a_shuffle", neighbour, Says("deadlock")),
+    ("lanes_missing_at_the_index_of_their_warp", own, Says("deadlock")),
     ("barrier_not_reached_by_all", other_warp, Says("deadlock")),
     ("barrier_of_different_counts", other_warp, Says("a barrier is used for")),
     ("shared_memory_not_written", other_warp, Wrong),

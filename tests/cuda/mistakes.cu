@@ -148,6 +148,15 @@ KERNEL(lanes_missing_at_a_shuffle, MistakeArgs, 64, 1) {
     args.out[t] = shuffle_xor(mine, 1);
 }
 
+// What warp_index is on the device does not show in its name.
+KERNEL(lanes_missing_at_the_index_of_their_warp, MistakeArgs, 64, 1) {
+    const u32 t = thread_index();
+    u32 warp = t / 32;
+    if (!PLANTED || t % 32 < 4) warp = warp_index();
+    sync_block();
+    args.out[t] = args.in[32 * warp + t % 32];
+}
+
 KERNEL(barrier_not_reached_by_all, MistakeArgs, 64, 1) {
     const u32 t = thread_index();
     shared_words()[t] = args.in[t];

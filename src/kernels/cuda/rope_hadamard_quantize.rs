@@ -208,10 +208,11 @@ impl RopeHadamardQuantizePlan {
             value: AffineArgs::new(layout.value),
         };
         let units = tokens * (self.desc.heads + 2 * layout.kv_heads).div_ceil(heads_of_warp(layout.head_dim));
-        let blocks = if sequences == 0 { 0 } else { units.div_ceil(WARPS as usize) };
-        let Ok(blocks) = u32::try_from(blocks) else {
-            return unsupported("tokens", "at most 2^32 blocks of heads", tokens);
+        // The kernel counts warps in 32 bits, those of the last block that have nothing to do among them.
+        let Ok(warps) = u32::try_from(units.next_multiple_of(WARPS as usize)) else {
+            return unsupported("tokens", "fewer than 2^32 warps of heads", tokens);
         };
+        let blocks = if sequences == 0 { 0 } else { warps / WARPS };
         let launch = Launch::new(&self.function, [blocks, 1, 1], 32 * WARPS, 0, &arguments);
         // SAFETY: the caller vouches for the operands; a warp writes the rows of its own heads of one token.
         unsafe { device.launch(stream, &launch) }

@@ -16,6 +16,8 @@ const ROWS: usize = 128;
 
 /// The KV cache and buffers of one sequence.
 pub(in crate::model) struct State {
+    /// First, so that a captured step goes before what it refers to, kernels and memory.
+    pub(super) step: Step,
     /// The model that made it, whose memory a captured step refers to.
     pub(super) core: Arc<Core>,
     pub(super) length: usize,
@@ -41,7 +43,6 @@ pub(in crate::model) struct State {
     pub(super) chosen: Option<u32>,
     /// The step of one token that device memory holds already: its token, and the tokens before it.
     pub(super) ready: Option<(u32, usize)>,
-    pub(super) step: Step,
 }
 
 /// How the step of one token is enqueued.
@@ -131,11 +132,13 @@ impl State {
         device.synchronize(STREAM)?;
         let hidden = tokens as u64 * self.core.tables.hidden_bytes();
         if self.hidden.bytes() < hidden {
-            self.step = Step::New;
-            self.hidden = Buffer::new(device, "hidden", hidden)?;
-            self.ids = Buffer::new(device, "token ids", 4 * tokens as u64)?;
+            // All or nothing: the next run takes the size of one for that of the others.
             let sequences = tokens.div_ceil(self.chunk) * size_of::<Sequence>();
-            self.sequences = Buffer::new(device, "sequences", sequences as u64)?;
+            let hidden = Buffer::new(device, "hidden", hidden)?;
+            let ids = Buffer::new(device, "token ids", 4 * tokens as u64)?;
+            let sequences = Buffer::new(device, "sequences", sequences as u64)?;
+            self.step = Step::New;
+            (self.hidden, self.ids, self.sequences) = (hidden, ids, sequences);
         }
         Ok(())
     }

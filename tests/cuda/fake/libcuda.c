@@ -22,6 +22,7 @@ static int retained;
 static _Thread_local Object *stack[16];
 static _Thread_local int depth;
 static _Thread_local Object *capturing;
+static Object *recording;  // the stream that any thread captures, the last if there are several
 
 // --- what tests ask and set ------------------------------------------------------------------------------------------------
 
@@ -73,6 +74,14 @@ static int is_stream(Object *stream) { return !stream || is(stream, STREAM); }
 static int waits(void) {
     if (!capturing) return 0;
     capturing->flag = 2;
+    return CAPTURE_UNSUPPORTED;
+}
+
+// So does waiting for a whole context, in whichever thread.
+static int waits_for_all(void) {
+    Object *spoilt = __atomic_load_n(&recording, __ATOMIC_SEQ_CST);
+    if (!spoilt) return waits();
+    spoilt->flag = 2;
     return CAPTURE_UNSUPPORTED;
 }
 
@@ -140,7 +149,7 @@ int cuCtxCreate_v2(Object **context, unsigned flags, int device) {
 }
 int cuCtxDestroy_v2(Object *context) { ENTER(); return destroy(context, CONTEXT); }
 int cuCtxGetDevice(int *device) { ENTER_CONTEXT(); *device = 0; return 0; }
-int cuCtxSynchronize(void) { ENTER_CONTEXT(); return waits(); }
+int cuCtxSynchronize(void) { ENTER_CONTEXT(); return waits_for_all(); }
 
 // --- kernels ---------------------------------------------------------------------------------------------------------------
 
@@ -248,12 +257,13 @@ int cuStreamDestroy_v2(Object *stream) { ENTER_CONTEXT(); return destroy(stream,
 int cuStreamSynchronize(Object *stream) {
     ENTER_CONTEXT();
     REQUIRE(is_stream(stream));
-    return stream && stream == capturing ? waits() : 0;
+    return waits();
 }
 int cuStreamBeginCapture_v2(Object *stream, int mode) {
     ENTER_CONTEXT();
     REQUIRE(is(stream, STREAM) && mode == 1 && !capturing);
     stream->flag = 1, stream->value = last.count, capturing = stream;
+    __atomic_store_n(&recording, stream, __ATOMIC_SEQ_CST);
     return 0;
 }
 int cuStreamEndCapture(Object *stream, Object **graph) {
@@ -261,6 +271,7 @@ int cuStreamEndCapture(Object *stream, Object **graph) {
     int spoilt = stream->flag == 2;
     // It ends, whatever it says.
     stream->flag = 0, capturing = NULL, *graph = NULL;
+    __atomic_store_n(&recording, NULL, __ATOMIC_SEQ_CST);
     ENTER();
     if (spoilt) return CAPTURE_INVALIDATED;
     *graph = make(GRAPH, stack[depth - 1]);

@@ -10,7 +10,6 @@ DEVICE u32 grid_x() { return host::block->launch->grid[0]; }
 DEVICE u32 grid_y() { return host::block->launch->grid[1]; }
 DEVICE u32 grid_z() { return host::block->launch->grid[2]; }
 DEVICE u32 lane_index() { return thread_index() % 32; }
-DEVICE u32 warp_index() { return thread_index() / 32; }
 DEVICE u8 *shared_memory() { return host::block->shared; }
 // The offset: distinct for distinct bytes, as on the device.
 DEVICE u32 shared_address(const void *pointer) {
@@ -64,6 +63,8 @@ template <class T>
 DEVICE T shuffle_xor(T value, u32 mask) {
     return host::exchange("shuffle_xor", value, lane_index() ^ mask);
 }
+// A shuffle on the device, and so a mistake where some lanes are elsewhere.
+DEVICE u32 warp_index() { return host::exchange("warp_index", thread_index() / 32, 0); }
 DEVICE i32 reduce_add(i32 value) {
     host::meet("reduce_add", &value, [](void **operands) {
         u32 sum = 0;

@@ -100,9 +100,12 @@ struct Chosen {
     algorithm: cublasLtMatmulAlgo_t,
 }
 
-struct Workspace {
+/// Memory of the library's for products on one stream.
+pub(super) struct Workspace {
     pool: Arc<Pool>,
     address: Address,
+    /// Whether a product was given it.
+    used: bool,
 }
 
 impl Drop for Workspace {
@@ -122,6 +125,36 @@ impl Blas {
         }?;
         let (context, pool) = (Arc::clone(context), Arc::clone(pool));
         Ok(Self { products: Mutex::default(), handle, lt, pool, context })
+    }
+
+    /// Makes room for products on a stream that is about to record, if there were any products before: then there will hardly be
+    /// one that is the first of its shape.
+    pub(super) fn reserve(&self, stream: Stream) -> Result<(), Error> {
+        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        if products.chosen.is_empty() { Ok(()) } else { self.workspace(&mut products.workspaces, stream).map(|_| ()) }
+    }
+
+    /// Forgets a stream, and gives the memory that its products were given.
+    pub(super) fn release(&self, stream: Stream) -> Option<Workspace> {
+        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspace = products.workspaces.remove(&(stream.raw() as usize));
+        // Freeing waits for the device.
+        drop(products);
+        workspace.filter(|workspace| workspace.used)
+    }
+
+    fn workspace<'a>(
+        &self,
+        workspaces: &'a mut HashMap<usize, Workspace>,
+        stream: Stream,
+    ) -> Result<&'a mut Workspace, Error> {
+        match workspaces.entry(stream.raw() as usize) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let address = self.pool.allocate("cuBLASLt's workspace", WORKSPACE)?;
+                Ok(entry.insert(Workspace { pool: Arc::clone(&self.pool), address, used: false }))
+            }
+        }
     }
 
     /// Enqueues a product. The first on a stream allocates its workspace and the first of a shape chooses an algorithm; after
@@ -170,14 +203,9 @@ impl Blas {
         let key = Key { shape, input, output, biased: bias.is_some(), accumulate, alignments };
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
         let Products { chosen, workspaces } = &mut *products;
-        let workspace = match workspaces.get(&(stream.raw() as usize)) {
-            Some(workspace) => workspace.address,
-            None => {
-                let address = self.pool.allocate("cuBLASLt's workspace", WORKSPACE)?;
-                workspaces.insert(stream.raw() as usize, Workspace { pool: Arc::clone(&self.pool), address });
-                address
-            }
-        };
+        let workspace = self.workspace(workspaces, stream)?;
+        workspace.used = true;
+        let workspace = workspace.address;
         let chosen = match chosen.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(self.choose(&key)?),

@@ -1,7 +1,9 @@
 use super::super::super::Error as KernelError;
 use super::super::checks::unsupported;
 use super::super::{Address, Chip, Compiler, Device, Error, Function, Kernel, Launch, MatrixProduct, Replay, Stream};
+use super::blas::Workspace;
 use super::module::{self, Module};
+use super::recording::without_captures;
 use super::stream::raw;
 use super::{Driver, Graph, api::installed_version};
 use std::ffi::c_int;
@@ -106,7 +108,7 @@ impl Device for Driver {
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<(), Error> {
         self.call("waiting for the device", || {
             // SAFETY: the context is current.
-            unsafe { self.context.api.cuCtxSynchronize() }
+            without_captures(|| unsafe { self.context.api.cuCtxSynchronize() })
         })?;
         if bytes.is_empty() {
             return Ok(());
@@ -148,16 +150,27 @@ impl Device for Driver {
 
     fn capture(&self, record: &mut dyn FnMut(Stream) -> Result<(), Error>) -> Result<Option<Box<dyn Replay>>, Error> {
         // A stream of its own: the legacy default cannot be captured, and what is under way elsewhere goes on.
-        let stream = self.stream()?;
-        let graph = Graph::capture(self, stream.stream(), || record(stream.stream()))?;
-        Ok(Some(Box::new(graph)))
+        let owned = self.stream()?;
+        let stream = owned.stream();
+        let blas = self.blas.get().and_then(|blas| blas.as_ref().ok());
+        blas.map_or(Ok(()), |blas| blas.reserve(stream))?;
+        let graph = Graph::capture(self, stream, || record(stream));
+        // The stream goes, and another may have its name; the graph's products still want their memory.
+        let workspace = blas.and_then(|blas| blas.release(stream));
+        Ok(Some(Box::new(Captured { graph: graph?, _workspace: workspace })))
     }
 }
 
-impl Replay for Graph {
+/// A graph with what its products need. Dropped in this order.
+struct Captured {
+    graph: Graph,
+    _workspace: Option<Workspace>,
+}
+
+impl Replay for Captured {
     unsafe fn replay(&self, stream: Stream) -> Result<(), Error> {
         // SAFETY: the caller's.
-        unsafe { self.launch(stream) }
+        unsafe { self.graph.launch(stream) }
     }
 }
 

@@ -1,6 +1,7 @@
 use super::super::{Error, Stream, checks::unsupported};
 use super::Driver;
 use super::context::Context;
+use super::recording::Recording;
 use super::stream::raw;
 use cudarc::driver::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode};
 use std::fmt;
@@ -21,8 +22,9 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Graph {
-    /// Records what `enqueue` enqueues on `stream`, without running it. It may neither allocate, free, wait nor read: planning
-    /// comes before, and so does the first [`Device::matrix_product`](super::super::Device::matrix_product) of a shape.
+    /// Records what `enqueue` enqueues on `stream`, without running it. It may neither allocate, free, wait nor read, nor
+    /// wait for a thread that does, since frees and reads of other threads wait for the capture's end. Planning comes before, and
+    /// so do the first [`Device::matrix_product`](super::super::Device::matrix_product) of a shape and the first on the stream.
     ///
     /// # Errors
     /// What `enqueue` gives. [`Error::Kernel`] for the legacy default stream, which cannot be captured; [`Error::Driver`] for
@@ -38,6 +40,7 @@ impl Graph {
         let context = &driver.context;
         // Current until the end, so that nothing stands in the way of ending the capture.
         let _current = context.enter()?;
+        let _recording = Recording::begin();
         let capture = Capture::begin(context, stream)?;
         let enqueued = enqueue();
         let graph = capture.end();

@@ -1,5 +1,6 @@
 use super::super::{Address, Error};
 use super::context::Context;
+use super::recording::without_captures;
 use super::stream::OwnedStream;
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use std::ffi::c_int;
@@ -79,10 +80,10 @@ impl Pool {
         let _ = unsafe {
             match &self.stream {
                 Some(stream) => {
-                    let _ = api.cuCtxSynchronize();
+                    let _ = without_captures(|| api.cuCtxSynchronize());
                     api.cuMemFreeAsync(address, stream.handle())
                 }
-                None => api.cuMemFree_v2(address),
+                None => without_captures(|| api.cuMemFree_v2(address)),
             }
         };
         self.current.fetch_sub(bytes, Ordering::Relaxed);

@@ -8,6 +8,7 @@ mod device;
 mod graph;
 mod memory;
 mod module;
+mod recording;
 mod stream;
 
 use api::installed_version;
