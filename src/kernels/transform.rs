@@ -33,7 +33,7 @@ impl Transform {
     /// Number of rotations, `P + 1` or 0.
     #[must_use]
     pub fn rotation_count(&self) -> usize {
-        if self.block == 0 { 0 } else { self.rotations.len() / (self.block * self.block) }
+        self.rotations.len().checked_div(self.block.saturating_mul(self.block)).unwrap_or(0)
     }
 
     /// Number of permutations `P`.
@@ -69,11 +69,11 @@ impl Transform {
             if self.block == 0 || !k.is_multiple_of(self.block) {
                 return unsupported("block", format!("a divisor of {k} channels"), self.block.to_string());
             }
-            let size = self.block * self.block;
+            let size = self.block.saturating_mul(self.block);
             if !self.rotations.len().is_multiple_of(size) {
                 return unsupported("rotations", format!("a multiple of {size}"), self.rotations.len().to_string());
             }
-            check_length("permutations", (self.rotation_count() - 1) * k, self.permutations.len())?;
+            check_length("permutations", (self.rotation_count() - 1).saturating_mul(k), self.permutations.len())?;
         }
         if let Some(row) = self.rotations.iter().position(|x| !x.is_finite()) {
             return Err(Error::NotFinite { operand: "rotations", row: row / self.block });

@@ -1,4 +1,5 @@
 //! A call of `transform_quantize` in CUDA, and how far from the oracle its values may be.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use super::cuda::{STREAM, download};
 use super::oracle::{self, Random, widen};

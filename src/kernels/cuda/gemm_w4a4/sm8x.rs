@@ -139,7 +139,7 @@ impl Ladder {
             GemmTile::Streamed { tokens } => {
                 let stream = Stream::new(&self.chip, variant, &self.desc);
                 let partials = operands.workspace;
-                let counters = partials + stream.partial_bytes(tokens);
+                let counters = partials.wrapping_add(stream.partial_bytes(tokens));
                 let units = stream.units;
                 let arguments =
                     StreamArgs { weights, codes, out, partials, counters, chunks, groups, units, unused: 0 };

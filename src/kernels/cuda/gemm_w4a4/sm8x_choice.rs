@@ -108,7 +108,7 @@ impl Variant {
     /// Blocks that run at a time.
     pub(super) fn resident(&self, chip: &Chip) -> u32 {
         let by_shared = chip.arch.shared_per_multiprocessor() / (self.shared_bytes() + 1024);
-        chip.multiprocessors * self.blocks.min(by_shared).max(1)
+        chip.multiprocessors.max(1) * self.blocks.min(by_shared).max(1)
     }
 
     pub(super) fn takes(&self, tokens: usize) -> bool {
@@ -127,7 +127,7 @@ pub(super) fn choose(chip: &Chip, form: TokenForm, n: usize, tokens: usize) -> O
         GemmTile::Tiled { channels, tokens: t } => {
             let tiles = (n as u64).div_ceil(u64::from(channels)) * (tokens as u64).div_ceil(u64::from(t));
             let tile = u64::from(channels) * u64::from(t) + STAGING * u64::from(channels + t);
-            tiles.div_ceil(u64::from(chip.multiprocessors)) * tile
+            tiles.div_ceil(u64::from(chip.multiprocessors.max(1))) * tile
         }
     };
     streamed.or_else(|| Variant::of(form).min_by_key(work))

@@ -31,9 +31,10 @@ use tiling::{PLAIN_THREADS, Rotation, Tiling};
 /// quantizer gets is the last output so rounded, which [`TransformTarget::Float`] shows exactly in `f32`. Values up to 1,048,064
 /// are in range, at every step.
 ///
-/// A token whose transformed values hold NaN or infinity, or leave that range on their way, gets scale NaN, zero point 0, codes 0
-/// and row sum 0, and NaN throughout as [`TransformTarget::Dequantized`]. As [`TransformTarget::Float`] its values are what came
-/// of the arithmetic.
+/// A token whose transformed values hold NaN or infinity, leave that range on their way, or span more than `f32` can, gets scale
+/// NaN, zero point 0, codes 0 and row sum 0, and NaN throughout as [`TransformTarget::Dequantized`]. As
+/// [`TransformTarget::Float`] its values are what came of the arithmetic. A norm of finite values whose squares leave `f32` is 0,
+/// as on the CPU.
 #[derive(Debug, Clone)]
 pub struct TransformQuantizePlan {
     desc: TransformQuantizeDesc,
