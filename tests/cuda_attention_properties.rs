@@ -86,7 +86,10 @@ struct Server {
     window: Option<usize>,
     out: Dtype,
     numbers: Numbers,
+    /// Most tokens of a sequence.
     room: usize,
+    /// Tokens that the first sequence has before the first call.
+    before: usize,
 }
 
 /// A call of some tokens for each sequence, in any order of rows and of the list, with rows between them that are nobody's.
@@ -125,9 +128,16 @@ fn run(device: &Arc<dyn Device>, server: &Server, calls: usize, random: &mut Ran
     let attention = Attention::new(&layer, server.room, server.sequences, server.window, server.out);
     let width = server.layer.heads * server.layer.head_dim;
     let mut histories = vec![History::default(); server.sequences];
+    for first in (0..server.before).step_by(TOKENS_MAX) {
+        let tokens = (server.before - first).min(TOKENS_MAX);
+        let part = Sequence { first: 0, tokens: tokens as u32, position: first as u32, table: 0 };
+        histories[0].x.extend(layer.append(&rows(random, &server.layer, tokens, server.numbers), &[part]));
+        histories[0].out.extend(vec![0.0; tokens * width]);
+        histories[0].prefill.extend(vec![false; tokens]);
+    }
     for turn in 0..calls {
         // The first call is a prompt more often than not.
-        let long = turn == 0 || random.below(3) == 0;
+        let long = server.before == 0 && (turn == 0 || random.below(3) == 0);
         let (call, tokens) = draw_call(random, server, &histories, long);
         let x = layer.append(&rows(random, &server.layer, tokens, server.numbers), &call);
         let longest = call.iter().map(|s| s.tokens as usize).max().unwrap();
@@ -191,13 +201,10 @@ fn check_server(device: &Arc<dyn Device>, server: &Server, calls: usize, seed: u
         assert!(taken != stored.untouched(row), "{server:?}: row {row} of the cache");
     }
     // One sequence in one call, in a cache of its own: the cache has the same bits, and attention where both were prefill.
-    let Some((i, history)) = histories.iter().enumerate().max_by_key(|(_, history)| history.prefill.len()) else {
-        return;
-    };
-    let tokens = history.prefill.len();
-    if tokens == 0 {
-        return;
-    }
+    let in_one_call = |history: &&History| (1..=TOKENS_MAX).contains(&history.prefill.len());
+    let longest = histories.iter().filter(in_one_call).max_by_key(|history| history.prefill.len());
+    let Some(history) = longest else { return };
+    let (i, tokens) = (histories.iter().position(|h| std::ptr::eq(h, history)).unwrap(), history.prefill.len());
     let whole = Layer::new(device, server.layer, 1, server.room, TOKENS_MAX);
     let attention = Attention::new(&whole, server.room, 1, server.window, server.out);
     let call = whole.sequences(&[(0, tokens)]);
@@ -234,9 +241,10 @@ proptest! {
     #[test]
     fn a_server_gets_what_the_softmax_over_its_cache_is(
         form: prop::sample::Index,
-        (kv_heads, group) in prop_oneof![(1_usize..=2, 1_usize..=4), (Just(1_usize), 5_usize..=8), (3_usize..=4, 1_usize..=2)],
+        (kv_heads, group) in prop_oneof![(1_usize..=2, 1_usize..=4), (Just(1_usize), 5_usize..=40), (3_usize..=4, 1_usize..=2)],
         (key, value) in (quantizer(), quantizer()),
         (sequences, calls) in (1_usize..=5, 1_usize..=4),
+        before in prop_oneof![5 => Just(0_usize), 1 => 300_usize..2600],
         window in prop_oneof![3 => Just(None), 1 => (1_usize..200).prop_map(Some), 1 => Just(Some(usize::MAX))],
         room in prop_oneof![Just(64_usize), Just(65), 100_usize..420],
         out in prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)],
@@ -260,6 +268,6 @@ proptest! {
             Numbers::LargeHead(_) if key_bits == 16 && float == Dtype::F16 => Numbers::LargeHead(300.0),
             other => other,
         };
-        check_server(&device, &Server { layer, sequences, window, out, numbers, room }, calls, seed);
+        check_server(&device, &Server { layer, sequences, window, out, numbers, room: room + before, before }, calls, seed);
     }
 }
