@@ -236,7 +236,7 @@ fn numbers() -> impl Strategy<Value = Numbers> {
 }
 
 proptest! {
-    #![proptest_config(config(14))]
+    #![proptest_config(config(10))]
 
     #[test]
     fn a_server_gets_what_the_softmax_over_its_cache_is(
