@@ -11,6 +11,7 @@ use duquant::kernels::cuda::{
 };
 use half::{bf16, f16};
 use oracle::Random;
+use proptest::prelude::*;
 use std::sync::Arc;
 
 const TOKENS: [usize; 10] = [1, 2, 3, 7, 8, 9, 63, 64, 65, 257];
@@ -126,27 +127,31 @@ fn logits(tokens: usize, columns: usize, input: Dtype, seed: u64) -> (Vec<u8>, V
     (bytes, want)
 }
 
+/// Ids of `[tokens, columns]` logits, twice on one workspace.
+fn check_argmax(device: &Arc<dyn Device>, [tokens, columns]: [usize; 2], input: Dtype, seed: u64) {
+    let (bytes, want) = logits(tokens, columns, input, seed);
+    let plan = ArgmaxPlan::plan(device.as_ref(), &ArgmaxDesc { m_max: tokens, columns, input }).unwrap();
+    let (logits, ids) = (upload(device, &bytes), upload(device, &vec![u32::MAX; tokens]));
+    let workspace = Buffer::zeroed(device, "workspace", plan.workspace_bytes()).unwrap();
+    // Twice on the same workspace.
+    for _ in 0..2 {
+        let [logits, ids, workspace] = [&logits, &ids, &workspace].map(Buffer::address);
+        // SAFETY: the buffers are as large as the shape says, and the workspace is zero.
+        unsafe { plan.enqueue(device.as_ref(), STREAM, tokens, logits, ids, None, workspace) }.unwrap();
+    }
+    let got: Vec<u32> = download(&ids, tokens);
+    assert_eq!(got, want, "[{tokens}, {columns}], {input:?}");
+    let left: Vec<u8> = download(&workspace, plan.workspace_bytes() as usize);
+    assert!(left.iter().all(|&byte| byte == 0), "[{tokens}, {columns}]: the workspace is not left zero");
+}
+
 #[test]
 fn argmax_is_the_first_of_the_largest() {
     for (_, device) in cuda::devices("argmax_is_the_first_of_the_largest", &[Arch::Sm80, Arch::Sm90a]) {
         let mut cases = 0;
         for columns in [1, 2, 7, 8, 63, 64, 65, 1000, 2049, 4095, 4096, 4097, 4104, 20_000] {
             for tokens in TOKENS.into_iter().filter(|tokens| tokens * columns < 50_000) {
-                let input = DTYPES[cases % 3];
-                let (bytes, want) = logits(tokens, columns, input, cases as u64);
-                let plan = ArgmaxPlan::plan(device.as_ref(), &ArgmaxDesc { m_max: tokens, columns, input }).unwrap();
-                let (logits, ids) = (upload(&device, &bytes), upload(&device, &vec![u32::MAX; tokens]));
-                let workspace = Buffer::zeroed(&device, "workspace", plan.workspace_bytes()).unwrap();
-                // Twice on the same workspace.
-                for _ in 0..2 {
-                    let [logits, ids, workspace] = [&logits, &ids, &workspace].map(Buffer::address);
-                    // SAFETY: the buffers are as large as the shape says, and the workspace is zero.
-                    unsafe { plan.enqueue(device.as_ref(), STREAM, tokens, logits, ids, None, workspace) }.unwrap();
-                }
-                let got: Vec<u32> = download(&ids, tokens);
-                assert_eq!(got, want, "[{tokens}, {columns}], {input:?}");
-                let left: Vec<u8> = download(&workspace, plan.workspace_bytes() as usize);
-                assert!(left.iter().all(|&byte| byte == 0), "[{tokens}, {columns}]: the workspace is not left zero");
+                check_argmax(&device, [tokens, columns], DTYPES[cases % 3], cases as u64);
                 cases += 1;
             }
         }
@@ -220,5 +225,35 @@ fn bad_operands_are_errors() {
         let crooked = Some(NextStep { ids: at, sequences: at + 4 });
         assert!(matches!(enqueue(1, crooked, at), Err(Error::Alignment { operand: "sequences", .. })));
         enqueue(0, None, at).unwrap();
+    }
+}
+
+/// `PROPTEST_CASES` of them, or a few.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(40);
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 100, ..ProptestConfig::default() }
+}
+
+/// So many tokens of so many columns, with not too many numbers together.
+fn shape() -> impl Strategy<Value = [usize; 2]> {
+    let columns = prop_oneof![1_usize..70, 1_usize..5000, (1_usize..2500).prop_map(|eights| 8 * eights)];
+    columns.prop_flat_map(|columns| (1..=(30_000 / columns).min(300)).prop_map(move |tokens| [tokens, columns]))
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn random_logits(shape in shape(), input in prop::sample::select(DTYPES.to_vec()), seed in 0..=u64::from(u32::MAX)) {
+        for (_, device) in cuda::devices("random_logits", &[Arch::Sm80]) {
+            check_argmax(&device, shape, input, seed);
+        }
+    }
+
+    #[test]
+    fn random_rows([tokens, k] in shape(), vocabulary in 1_usize..40, which in 0_usize..9, seed in 0..=u64::from(u32::MAX)) {
+        for (_, device) in cuda::devices("random_rows", &[Arch::Sm86]) {
+            check_embedding(&device, [tokens, vocabulary, k], DTYPES[which % 3], DTYPES[which / 3], seed);
+        }
     }
 }

@@ -51,6 +51,15 @@ pub(crate) fn devices_with(test: &str, archs: &[Arch], sources: &'static [Source
     }
 }
 
+/// [`devices`] for one chip with so many multiprocessors, where it is a host that can have as many as it is told.
+pub(crate) fn device_of(test: &str, arch: Arch, multiprocessors: u32) -> Option<Arc<dyn Device>> {
+    let (_, device) = devices(test, &[arch]).pop()?;
+    if std::env::var("DUQUANT_CUDA").as_deref() == Ok("gpu") {
+        return Some(device);
+    }
+    Some(Arc::new(host::HostDevice::new(Chip { multiprocessors, ..Chip::typical(arch) })))
+}
+
 /// The GPU with the kernels of its own family, if `archs` has one of them, and on Hopper also with those of the first family with
 /// INT4 tensor cores, which the compiler emulates there.
 fn gpus(test: &str, archs: &[Arch], sources: &'static [Source]) -> Vec<(String, Arc<dyn Device>)> {

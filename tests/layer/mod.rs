@@ -120,6 +120,22 @@ impl Stored {
         let params = &self.params[4 * row + 2 * usize::from(values)..];
         Row { values: codes, params: Some((f32::from_bits(params[0]), params[1] & 0xffff, params[1] >> 16)) }
     }
+
+    /// Whether a row is as [`Layer::new`] left it: nobody has written to it.
+    pub(crate) fn untouched(&self, row: usize) -> bool {
+        let fresh = |bytes: &[u8], bits: u32| {
+            let size = self.shape.head_dim * bits as usize / 8;
+            bytes[row * size..(row + 1) * size].iter().all(|&byte| byte == 0xff)
+        };
+        let layout = self.shape.cache(1);
+        let params = self.shape.key.is_none() || self.params[4 * row..4 * row + 4] == [u32::MAX; 4];
+        params && fresh(&self.keys, layout.key_bits()) && fresh(&self.values, layout.value_bits())
+    }
+
+    /// Rows of the cache, whoever owns them.
+    pub(crate) fn rows(&self) -> usize {
+        self.keys.len() * 8 / (self.shape.head_dim * self.shape.cache(1).key_bits() as usize)
+    }
 }
 
 /// One layer's memory for a few sequences.

@@ -2,7 +2,7 @@
 
 use super::super::Affine;
 use super::super::cpu::RopeTable;
-use super::checks::{check_address, check_range, unsupported};
+use super::checks::{check_address, check_range};
 use super::{
     Address, Arch, Buffer, Device, Dtype, Error, Function, HEAD_DIMS, Kernel, KvLayout, KvOperand, Launch, QueryLayout,
     QueryOperand, Stream,
@@ -124,6 +124,8 @@ impl RopeHadamardQuantizePlan {
         check_range("tokens_max", desc.tokens_max, 1, 1 << 22)?;
         check_range("sequences_max", desc.sequences_max, 1, 65_535)?;
         check_range("positions", desc.positions, 1, 1 << 24)?;
+        // The kernel counts warps in 32 bits, those of its last block among them.
+        check_range("tokens_max x warps of heads", desc.tokens_max * warps_of_token(desc), 1, 1 << 31)?;
         Ok(Self { desc: *desc, function: device.load(&kernel(desc.input, desc.cache.head_dim))? })
     }
 
@@ -207,16 +209,17 @@ impl RopeHadamardQuantizePlan {
             key: AffineArgs::new(layout.key),
             value: AffineArgs::new(layout.value),
         };
-        let units = tokens * (self.desc.heads + 2 * layout.kv_heads).div_ceil(heads_of_warp(layout.head_dim));
-        // The kernel counts warps in 32 bits, those of the last block that have nothing to do among them.
-        let Ok(warps) = u32::try_from(units.next_multiple_of(WARPS as usize)) else {
-            return unsupported("tokens", "fewer than 2^32 warps of heads", tokens);
-        };
-        let blocks = if sequences == 0 { 0 } else { warps / WARPS };
+        let warps = if sequences == 0 { 0 } else { tokens * warps_of_token(&self.desc) };
+        let blocks = warps.div_ceil(WARPS as usize) as u32;
         let launch = Launch::new(&self.function, [blocks, 1, 1], 32 * WARPS, 0, &arguments);
         // SAFETY: the caller vouches for the operands; a warp writes the rows of its own heads of one token.
         unsafe { device.launch(stream, &launch) }
     }
+}
+
+/// Warps that a token's heads take.
+fn warps_of_token(desc: &RopeHadamardQuantizeDesc) -> usize {
+    (desc.heads + 2 * desc.cache.kv_heads).div_ceil(heads_of_warp(desc.cache.head_dim))
 }
 
 /// Heads of a token that share a warp, eight channels a lane: `HEADS` of the source.

@@ -89,7 +89,7 @@ impl Decode {
         let shared = ring.max(merge).max(weights) as u32;
         let by_shared = chip.arch.shared_per_multiprocessor() / (shared + 1024);
         let by_registers = 65_536 / (shape.registers * shape.warps * 32);
-        let seen = desc.window.map_or(desc.context_max, |window| (window + 2 * PAGE).min(desc.context_max));
+        let seen = desc.window.map_or(usize::MAX, |window| window.saturating_add(2 * PAGE)).min(desc.context_max);
         let group = desc.heads / cache.kv_heads;
         let decode = Self {
             function: device.load(&kernel(cache.head_dim, bits, cache.float, shape))?,
