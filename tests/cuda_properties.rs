@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// Multiplications of a product at most.
 const WORK: usize = 1_500_000;
 /// Linears of each chip.
-const CASES: u32 = 40;
+const CASES: u32 = 25;
 
 const fn variant(
     input: Dtype,
