@@ -107,7 +107,7 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         when: always,
         work: Some("IGMMA*.U8.U8"),
         in_loop: &["LDS.128", "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR", "SYNCS.PHASECHK"],
-        anywhere: &["UBLKCP", "FENCE.VIEW.ASYNC", "RED", "MEMBAR*.GPU"],
+        anywhere: &["UBLKCP", "FENCE.VIEW.ASYNC", "REDG", "MEMBAR*.GPU"],
         nowhere: &["IMMA", "HMMA"],
     },
     // The rotations on tensor cores, their operand by transposed loads; the gather is in the stores between them.
