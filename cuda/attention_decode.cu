@@ -204,12 +204,16 @@ KERNEL(attention_decode, DecodeArgs, 32 * WARPS, WARPS_RESIDENT / WARPS) {
     if (alone) return;
 
     // The last block to arrive merges the parts, and leaves the workspace zero.
-    fence_device();
+    // The thread that counts fences for its block: behind the barrier that its parts passed, and in front of others' parts.
     sync_block();
     u32 *counter = reinterpret_cast<u32 *>(common.workspace) + counter_at;
-    const bool last = thread_index() == 0 && atomic_add(counter, 1u) == splits - 1;
+    bool last = false;
+    if (thread_index() == 0) {
+        fence_device();
+        last = atomic_add(counter, 1u) == splits - 1;
+        fence_device();
+    }
     if (!sync_block_or(last)) return;
-    fence_device();
     f32 *weights = reinterpret_cast<f32 *>(shared_memory());  // [splits, 8]
     f32 *norms = weights + SPLITS_MAX * ROWS;                 // [8]
     const auto stats_of = [&](u32 s) { return reinterpret_cast<f32 *>(parts + s * PART_BYTES) + ROWS * HEAD_DIM; };
