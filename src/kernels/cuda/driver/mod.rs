@@ -184,7 +184,7 @@ impl Driver {
     /// The operands must be the device's and as large as the shape says until the product has run.
     ///
     /// # Errors
-    /// As [`Device::matrix_product`]; the library refuses a `k` or an `n` that is no multiple of 4.
+    /// As [`Device::matrix_product`](super::Device::matrix_product); the library refuses a `k` or an `n` that is no multiple of 4.
     pub unsafe fn integer_product(&self, stream: Stream, product: &IntegerProduct) -> Result<(), Error> {
         // SAFETY: the caller's.
         unsafe { self.blas()?.integer_product(stream, product) }
