@@ -4,6 +4,8 @@
 pub mod kernels;
 
 #[cfg(feature = "runner")]
+pub mod bench;
+#[cfg(feature = "runner")]
 pub mod calibrate;
 #[cfg(feature = "runner")]
 pub mod checkpoint;
