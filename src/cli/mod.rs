@@ -4,6 +4,7 @@
 //! error. Exit status: 0 done, 1 failed, 2 wrong usage.
 
 mod backend;
+mod bench;
 mod cache;
 mod console;
 mod demo;
@@ -65,6 +66,8 @@ enum Command {
     Export(export::Args),
     /// Quantize a small real model with each method and compare them
     Demo(demo::Args),
+    /// Measure layers, models, kernels, quantization and ablations
+    Bench(Box<bench::Args>),
 }
 
 /// Runs the command line; `args` begins with the program's name. Never panics on bad input.
@@ -91,6 +94,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inspect(args) => inspect::run(args, &console),
         Command::Export(args) => export::run(args, &console),
         Command::Demo(args) => demo::run(args, &console),
+        Command::Bench(args) => bench::run(args, &console),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

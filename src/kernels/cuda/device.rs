@@ -11,6 +11,11 @@ pub trait Device: Send + Sync {
     /// A name for reports, as `NVIDIA H100 80GB HBM3`.
     fn name(&self) -> String;
 
+    /// Version of the driver, as `12.8`, where there is one.
+    fn driver(&self) -> Option<String> {
+        None
+    }
+
     /// The compiled `kernel`, the same one each time.
     ///
     /// # Errors

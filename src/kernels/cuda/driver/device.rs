@@ -41,6 +41,10 @@ impl Device for Driver {
         self.name.clone()
     }
 
+    fn driver(&self) -> Option<String> {
+        Some(self.driver_version())
+    }
+
     fn load(&self, kernel: &Kernel) -> Result<Arc<Function>, Error> {
         if !kernel.archs.contains(&self.chip.arch) {
             let expected = kernel.archs.iter().map(|arch| arch.name()).collect::<Vec<_>>().join(", ");

@@ -1,0 +1,84 @@
+//! Where the points of a run go: to a file as soon as each is measured, and to standard output at the end.
+
+use crate::bench::{Failure, Machine, ModelShape, Points, Record};
+use crate::cli::console::Console;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Flags of every subcommand that measures.
+#[derive(clap::Args)]
+pub(super) struct OutArgs {
+    /// Write the result to FILE as well, anew after each point, so that a run which is cut short keeps what it has
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// A record under construction.
+pub(super) struct Sink<'a> {
+    record: Record,
+    out: Option<PathBuf>,
+    console: &'a Console,
+}
+
+impl<'a> Sink<'a> {
+    /// Starts a record; a file that could not be written is refused before anything is measured.
+    pub(super) fn new(
+        args: &OutArgs,
+        console: &'a Console,
+        machine: Machine,
+        model: Option<ModelShape>,
+        settings: BTreeMap<String, serde_json::Value>,
+        points: Points,
+    ) -> Result<Self> {
+        let command = std::env::args().skip(1).collect();
+        let record = Record { settings, ..Record::new(command, machine, model, points) };
+        let sink = Self { record, out: args.out.clone(), console };
+        sink.save()?;
+        Ok(sink)
+    }
+
+    /// Changes the record and saves it.
+    pub(super) fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        change(&mut self.record);
+        self.save()
+    }
+
+    /// Keeps a point that could not be measured, and says so.
+    pub(super) fn fail(&mut self, what: &str, error: &anyhow::Error) -> Result<()> {
+        let error = crate::cli::error::line(error);
+        self.console.note(format!("{what}: {error}"));
+        self.update(|record| record.failures.push(Failure { what: what.into(), error }))
+    }
+
+    /// Prints the record, and fails when a point did.
+    pub(super) fn finish(self) -> Result<()> {
+        let Self { record, console, .. } = self;
+        console.result(&record, || describe(&record))?;
+        match record.failures.as_slice() {
+            [] => Ok(()),
+            [only] => bail!("{}: {}", only.what, only.error),
+            [first, rest @ ..] => bail!("{}: {} (and {} more points)", first.what, first.error, rest.len()),
+        }
+    }
+
+    fn save(&self) -> Result<()> {
+        self.out.as_deref().map_or(Ok(()), |path| write(path, &self.record))
+    }
+}
+
+/// Replaces `path` at once, so that a reader never sees half a record.
+fn write(path: &Path, record: &Record) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = || format!("cannot write {}", path.display());
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    serde_json::to_writer_pretty(&mut file, record).with_context(failed)?;
+    file.write_all(b"\n").with_context(failed)?;
+    file.persist(path).map_err(|fault| fault.error).with_context(failed)?;
+    Ok(())
+}
+
+fn describe(record: &Record) -> String {
+    serde_json::to_string_pretty(record).unwrap_or_default()
+}
