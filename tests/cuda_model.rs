@@ -101,7 +101,7 @@ fn a_tiny_model_gives_the_cpus_logits() {
     let folder = tempfile::tempdir().unwrap();
     let float = tiny(folder.path());
     let tokens = tokens();
-    let whole = logits(&Model::load_on(&float, &Backend::Cpu(Isa::best())).unwrap(), &tokens, &[TOKENS]);
+    let whole = logits(&Model::load_on(&float, &Backend::Cpu(Isa::best().into())).unwrap(), &tokens, &[TOKENS]);
     let mut models = vec![("float", Bound::Near([2e-3, 6e-3, 4e-2]), float)];
     for (name, options, bound) in choices() {
         let (checkpoint, _) = pipeline::quantized(&models[0].2, &folder.path().join(name), &options);
@@ -109,7 +109,7 @@ fn a_tiny_model_gives_the_cpus_logits() {
     }
     let mut faults = Vec::new();
     for (index, (name, bound, checkpoint)) in models.iter().enumerate() {
-        let cpu = Model::load_on(checkpoint, &Backend::Cpu(Isa::best())).unwrap();
+        let cpu = Model::load_on(checkpoint, &Backend::Cpu(Isa::best().into())).unwrap();
         let expected = logits(&cpu, &tokens, &[TOKENS]);
         let quantization = error(&expected, &whole);
         for (at, (place, device)) in devices.iter().enumerate() {
@@ -221,7 +221,7 @@ fn greedy_text_is_the_cpus() {
     for (place, device) in cuda::devices("greedy_text_is_the_cpus", &[Arch::Sm80]) {
         let folder = tempfile::tempdir().unwrap();
         let float = tiny(folder.path());
-        let cpu = Model::load_on(&float, &Backend::Cpu(Isa::best())).unwrap();
+        let cpu = Model::load_on(&float, &Backend::Cpu(Isa::best().into())).unwrap();
         let model = Model::load_on(&float, &on(&device, Dtype::F32, 64)).unwrap();
         let options = GenerateOptions { tokens: 16, temperature: 0.0, seed: 0, ignore_end: true };
         let prompt = &tokens()[..7];
@@ -292,7 +292,7 @@ fn bad_calls_are_errors() {
         // A model of the same shape is still another one.
         let twin = Model::load_on(&float, &backend).unwrap();
         assert!(matches!(twin.forward(&mut state, &[]), Err(Error::State)));
-        let mut foreign = Model::load_on(&float, &Backend::Cpu(Isa::best())).unwrap().new_state(10).unwrap();
+        let mut foreign = Model::load_on(&float, &Backend::Cpu(Isa::best().into())).unwrap().new_state(10).unwrap();
         assert!(matches!(model.forward(&mut foreign, &[1]), Err(Error::State)));
         // A state keeps what it needs of its model.
         drop(model);

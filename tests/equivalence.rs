@@ -213,7 +213,7 @@ fn the_packed_model_is_the_dequantized_model() {
         let (checkpoint, _) = pipeline::quantized(&float, &folder.path().join(name), &options);
         let expected = oracle_model(&checkpoint).forward(&tokens.iter().map(|&t| t as usize).collect::<Vec<_>>());
         for &isa in Isa::available() {
-            let model = Model::load_on(&checkpoint, &Backend::Cpu(isa)).unwrap();
+            let model = Model::load_on(&checkpoint, &Backend::Cpu(isa.into())).unwrap();
             for decoded in [0, 9] {
                 let got = logits(&model, &tokens, decoded);
                 let rows = got.chunks(model.vocabulary()).zip(expected.chunks(model.vocabulary()));
@@ -250,7 +250,7 @@ fn calibration_sees_what_the_linears_get() {
             };
             reference::gemm_float(x, &widen(values), None, tokens, *n, *k)
         };
-        let layer = Layer::load(weights.clone(), config, index, CHUNK, Isa::best()).unwrap();
+        let layer = Layer::load(weights.clone(), config, index, CHUNK, Isa::best().into()).unwrap();
         let seen = calibrator.observe(&layer, KvQuantizer::default(), true).unwrap();
         assert_eq!(seen.tokens, tokens);
         let [qkv, o, gate_up, down] = seen.inputs.each_ref().map(|x| widen(x));

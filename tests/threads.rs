@@ -59,7 +59,7 @@ fn quantizing_gives_the_same_bytes() {
 
 /// The bits of the logits of a prompt and of tokens decoded behind it.
 fn logits(checkpoint: &Checkpoint, isa: Isa, prompt: &[u32]) -> Vec<u32> {
-    let model = Model::load_on(checkpoint, &Backend::Cpu(isa)).unwrap();
+    let model = Model::load_on(checkpoint, &Backend::Cpu(isa.into())).unwrap();
     let mut state = model.new_state(prompt.len() + 8).unwrap();
     let mut bits = Vec::new();
     let mut row = vec![0.0_f32; model.vocabulary()];

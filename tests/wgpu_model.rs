@@ -84,7 +84,7 @@ fn a_tiny_model_gives_the_cpus_logits() {
         .collect();
     models.push(("float", float, floats));
     for (name, checkpoint, (most, least)) in models {
-        let cpu = Model::load_on(&checkpoint, &Backend::Cpu(Isa::best())).unwrap();
+        let cpu = Model::load_on(&checkpoint, &Backend::Cpu(Isa::best().into())).unwrap();
         let device = Model::load_on(&checkpoint, &backend).unwrap();
         for decoded in [0, 9] {
             let (expected, got) = (logits(&cpu, &tokens, decoded), logits(&device, &tokens, decoded));
@@ -109,7 +109,7 @@ fn a_tiny_model_in_half_precision_is_near() {
     let folder = tempfile::tempdir().unwrap();
     let float = pipeline::tiny(folder.path());
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 7 + 31 * i) % 256).collect();
-    let cpu = Model::load_on(&float, &Backend::Cpu(Isa::best())).unwrap();
+    let cpu = Model::load_on(&float, &Backend::Cpu(Isa::best().into())).unwrap();
     let device = Model::load_on(&float, &Backend::Wgpu { gpu, float: Dtype::F16 }).unwrap();
     assert!(device.layer_bytes() < cpu.layer_bytes() * 6 / 10);
     let error = relative_error(&logits(&device, &tokens, 9), &logits(&cpu, &tokens, 9));

@@ -2,7 +2,6 @@
 
 use super::record::{Machine, ModelShape};
 use crate::checkpoint::Config;
-use crate::kernels::cpu::Isa;
 use crate::model::Backend;
 
 impl Machine {
@@ -27,7 +26,7 @@ impl Machine {
 /// Backend, device, driver and arithmetic.
 fn describe(backend: &Backend) -> (&'static str, String, Option<String>, &'static str) {
     match backend {
-        Backend::Cpu(isa) => ("cpu", Isa::name(*isa).to_owned(), None, "reproducible"),
+        Backend::Cpu(settings) => ("cpu", settings.isa.name().to_owned(), None, "reproducible"),
         #[cfg(feature = "wgpu")]
         Backend::Wgpu { gpu, .. } => {
             let info = gpu.info();
@@ -111,6 +110,7 @@ fn kibibytes(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::cpu::Isa;
 
     #[test]
     fn the_machine_is_described() {

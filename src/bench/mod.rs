@@ -5,10 +5,11 @@ mod presets;
 mod record;
 mod times;
 
+pub use crate::model::Memory;
 pub use presets::{PRESETS, preset};
 pub use record::{
-    AblationPoint, Ceilings, FORMAT, Failure, KernelPoint, KernelTime, Machine, Magnitudes, Memory, ModelShape,
-    OutlierPoint, Phase, Points, QuantizePoint, Record, SpeedPoint, Stage, Times, VERSION,
+    AblationPoint, Ceilings, FORMAT, Failure, KernelPoint, KernelTime, Machine, Magnitudes, ModelShape, OutlierPoint,
+    Phase, Points, QuantizePoint, Record, SpeedPoint, Stage, Times, VERSION,
 };
 pub use times::Watch;
 

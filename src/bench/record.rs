@@ -1,5 +1,6 @@
 //! What every measurement is written as: one JSON object with the machine, what was asked for, and a list of points.
 
+use crate::model::Memory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -184,27 +185,6 @@ pub struct Times {
     pub samples_ms: Vec<f64>,
     /// Why the median may not be repeatable to 5%; empty on a quiet machine.
     pub noise: Vec<String>,
-}
-
-/// Bytes by purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Memory {
-    /// Weights, transforms and norms of the layers; in `model` also embedding and output head.
-    pub weights: u64,
-    /// What flows between kernels.
-    pub activations: u64,
-    /// Keys and values of all sequences.
-    pub kv_cache: u64,
-    /// What kernels need for themselves.
-    pub workspace: u64,
-}
-
-impl Memory {
-    /// All of it.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.weights + self.activations + self.kv_cache + self.workspace
-    }
 }
 
 /// One kernel of a run.

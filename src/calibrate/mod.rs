@@ -6,7 +6,7 @@
 use crate::checkpoint::{Checkpoint, Config, Group, Table};
 use crate::kernels::cpu::Isa;
 use crate::model::cpu::{Layer, Observer, State, gather_row};
-use crate::model::{self, KvQuantizer};
+use crate::model::{self, KvQuantizer, StateDesc};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -161,7 +161,8 @@ impl Calibrator {
     ) -> Result<(), model::Error> {
         let layers = std::slice::from_ref(layer);
         let width = self.config.hidden;
-        let mut state = State::new(&self.config, kv, layers, self.length, Isa::best())?;
+        let desc = StateDesc { sequences: 1, capacity: self.length, rows: None };
+        let mut state = State::new(&self.config, kv, layers, &desc, Isa::best())?;
         let mut sample = Vec::new();
         for stream in self.residual.chunks_exact_mut(self.length * width) {
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);

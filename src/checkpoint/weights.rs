@@ -169,4 +169,14 @@ impl TableValues {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Bytes that they occupy.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(values.as_slice()),
+            Self::F16(values) => size_of_val(values.as_slice()),
+            Self::Bf16(values) => size_of_val(values.as_slice()),
+        }
+    }
 }

@@ -78,7 +78,7 @@ impl BackendArgs {
     )]
     pub(super) fn open(&self) -> Result<Backend> {
         match self.backend {
-            Name::Cpu => Ok(Backend::Cpu(Isa::best())),
+            Name::Cpu => Ok(Backend::Cpu(Isa::best().into())),
             #[cfg(feature = "wgpu")]
             Name::Wgpu => {
                 let options = GpuOptions {
@@ -136,7 +136,7 @@ pub(super) fn keep_kernels(backend: &Backend, console: &Console) {
 /// The backend and the device behind it, as reports name them.
 pub(super) fn names(backend: &Backend) -> (&'static str, String) {
     match backend {
-        Backend::Cpu(isa) => ("cpu", isa.name().to_owned()),
+        Backend::Cpu(settings) => ("cpu", settings.isa.name().to_owned()),
         #[cfg(feature = "wgpu")]
         Backend::Wgpu { gpu, .. } => {
             ("wgpu", format!("{}, {} {}", gpu.info().name, gpu.info().driver, gpu.info().driver_info))

@@ -38,7 +38,7 @@ pub(super) fn measure(
     let mut calibrator = Calibrator::new(checkpoint, samples)?;
     let mut all = Vec::with_capacity(4 * config.layers);
     for index in 0..config.layers {
-        let layer = Layer::load(checkpoint.layer(index)?, config, index, CHUNK, Isa::best())?;
+        let layer = Layer::load(checkpoint.layer(index)?, config, index, CHUNK, Isa::best().into())?;
         let LayerActivations { tokens, inputs } = calibrator.observe(&layer, KvQuantizer::default(), true)?;
         let groups: Vec<_> = Group::ALL.into_iter().zip(inputs).map(|(group, x)| of(index, group, x, tokens)).collect();
         on_layer(&groups);

@@ -3,27 +3,30 @@
 //! The same code runs floating-point checkpoints and W4A4 ones; what differs is in the [`crate::checkpoint::LayerWeights`]
 //! that come in.
 
+mod batch;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
 mod generate;
+mod operation;
 mod rope;
 mod stack;
 mod state;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
+pub use batch::StateDesc;
 pub use cpu::CHUNK;
 #[cfg(feature = "cuda")]
 pub use cuda::CHUNK as CUDA_CHUNK;
 pub use error::Error;
 pub use generate::{GenerateOptions, Generated, generate};
+pub use operation::{Memory, Operation};
 pub use state::State;
 
 use crate::checkpoint::{Checkpoint, Config};
 use crate::kernels::Affine;
-use crate::kernels::cpu::Isa;
 use error::At;
 use std::ops::Range;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -51,8 +54,8 @@ impl KvQuantizer {
 /// What a model runs on.
 #[derive(Clone)]
 pub enum Backend {
-    /// This machine's processor, with an instruction set that it has.
-    Cpu(Isa),
+    /// This machine's processor.
+    Cpu(cpu::Settings),
     /// A device that wgpu reaches.
     #[cfg(feature = "wgpu")]
     Wgpu {
@@ -80,7 +83,7 @@ pub enum Backend {
 impl Default for Backend {
     /// The processor at its best.
     fn default() -> Self {
-        Self::Cpu(Isa::best())
+        Self::Cpu(cpu::Settings::default())
     }
 }
 
@@ -118,7 +121,7 @@ impl Model {
         let config = checkpoint.config().clone();
         let vocabulary = config.vocabulary;
         let engine = match backend {
-            Backend::Cpu(isa) => Engine::Cpu(cpu::Model::load(checkpoint, *isa)?),
+            Backend::Cpu(settings) => Engine::Cpu(cpu::Model::load(checkpoint, *settings)?),
             #[cfg(feature = "wgpu")]
             Backend::Wgpu { gpu, float } => Engine::Wgpu(wgpu::Model::load(checkpoint, Arc::clone(gpu), *float)?),
             #[cfg(feature = "cuda")]
@@ -177,35 +180,72 @@ impl Model {
         }
     }
 
-    /// A fresh state with room for `capacity` tokens.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] when the cache cannot be made.
-    pub fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        let inner = match &self.engine {
-            Engine::Cpu(model) => state::Inner::Cpu(model.new_state(capacity)?),
+    /// What an operation of the first layer runs for so many tokens, for reports.
+    #[must_use]
+    pub fn kernel(&self, operation: Operation, tokens: usize) -> String {
+        match &self.engine {
+            Engine::Cpu(model) => model.kernel(operation, tokens),
             #[cfg(feature = "wgpu")]
-            Engine::Wgpu(model) => state::Inner::Wgpu(model.new_state(capacity)?),
+            Engine::Wgpu(model) => model.kernel(operation, tokens),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(model) => state::Inner::Cuda(model.new_state(capacity)?),
-        };
-        Ok(State { inner, last: 0 })
+            Engine::Cuda(model) => model.kernel(operation, tokens),
+        }
     }
 
-    /// Runs `tokens` behind what `state` already holds and keeps their hidden states for [`Model::logits`]. Works in
-    /// chunks of [`CHUNK`] tokens, on CUDA of those that the backend says.
+    /// Bytes of everything that the model holds.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory { weights: (self.layer_bytes() + self.table_bytes()) as u64, ..Memory::default() }
+    }
+
+    /// A fresh state of one sequence with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Token`] or [`Error::Capacity`] before anything is run; [`Error::Kernel`] otherwise.
+    /// As [`Model::new_state_with`].
+    pub fn new_state(&self, capacity: usize) -> Result<State, Error> {
+        self.new_state_with(&StateDesc { sequences: 1, capacity, rows: None })
+    }
+
+    /// A fresh state of several sequences.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] without sequences, [`Error::Kernel`] when the cache cannot be made.
+    pub fn new_state_with(&self, desc: &StateDesc) -> Result<State, Error> {
+        if desc.sequences == 0 {
+            return Err(Error::Shape {
+                place: "sequences of a state".into(),
+                expected: "at least 1".into(),
+                got: "0".into(),
+            });
+        }
+        let inner = match &self.engine {
+            Engine::Cpu(model) => state::Inner::Cpu(model.new_state(desc)?),
+            #[cfg(feature = "wgpu")]
+            Engine::Wgpu(model) => state::Inner::Wgpu(model.new_state(desc)?),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(model) => state::Inner::Cuda(model.new_state(desc)?),
+        };
+        Ok(State { inner, sequences: desc.sequences, last: 0 })
+    }
+
+    /// Runs `tokens` `[sequences, T]`, as many of each sequence of `state`, behind what it already holds, and keeps their hidden
+    /// states for [`Model::logits`]. Works in passes of up to [`CHUNK`] rows, on CUDA of those that the backend says.
+    ///
+    /// # Errors
+    /// [`Error::Token`], [`Error::Shape`] or [`Error::Capacity`] before anything is run; [`Error::Kernel`] otherwise.
     pub fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {
         let vocabulary = self.vocabulary;
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(Error::Token { token, vocabulary });
         }
-        let (capacity, wanted) = (state.capacity(), state.len() + tokens.len());
-        if wanted > capacity {
-            return Err(Error::Capacity { capacity, wanted });
+        if !tokens.len().is_multiple_of(state.sequences) {
+            return Err(Error::Shape {
+                place: "tokens of a forward".into(),
+                expected: format!("as many for each of {} sequences", state.sequences),
+                got: tokens.len().to_string(),
+            });
         }
+        state.check_room(tokens.len() / state.sequences)?;
         state.last = 0;
         match (&self.engine, &mut state.inner) {
             (Engine::Cpu(model), state::Inner::Cpu(state)) => model.forward(state, tokens)?,
@@ -218,6 +258,54 @@ impl Model {
         }
         state.last = tokens.len();
         Ok(())
+    }
+
+    /// Device time in seconds of `tokens` tokens of each sequence in the decoder layers alone, without embedding, last norm and
+    /// output head. The residual stream is `x` `[rows, hidden]`, repeated as often as needed.
+    pub(crate) fn run_layers(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<f64, Error> {
+        state.check_room(tokens)?;
+        state.last = 0;
+        match (&self.engine, &mut state.inner) {
+            (Engine::Cpu(model), state::Inner::Cpu(state)) => model.run_layers(state, x, tokens),
+            #[cfg(feature = "wgpu")]
+            (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.run_layers(state, x, tokens),
+            #[cfg(feature = "cuda")]
+            (Engine::Cuda(model), state::Inner::Cuda(state)) => model.run_layers(state, x, tokens),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(Error::State),
+        }
+    }
+
+    /// As [`Model::run_layers`], by operation in the order of [`Operation::ALL`]. What lies between the operations is not counted,
+    /// and stopping after each takes time of its own: their sum is not the time of a run.
+    pub(crate) fn time_operations(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<Vec<f64>, Error> {
+        state.check_room(tokens)?;
+        state.last = 0;
+        match (&self.engine, &mut state.inner) {
+            (Engine::Cpu(model), state::Inner::Cpu(state)) => model.time_operations(state, x, tokens),
+            #[cfg(feature = "wgpu")]
+            (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.time_operations(state, x, tokens),
+            #[cfg(feature = "cuda")]
+            (Engine::Cuda(model), state::Inner::Cuda(state)) => model.time_operations(state, x, tokens),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(Error::State),
+        }
+    }
+
+    /// Gives each sequence a context of `tokens` tokens that no prompt was run for: keys and values are those of `qkv`
+    /// `[rows, (H + 2 Hkv) D]`, repeated as often as needed. What decoding is timed on.
+    pub(crate) fn fill(&self, state: &mut State, qkv: &[f32], tokens: usize) -> Result<(), Error> {
+        state.check_room(tokens)?;
+        state.last = 0;
+        match (&self.engine, &mut state.inner) {
+            (Engine::Cpu(model), state::Inner::Cpu(state)) => model.fill(state, qkv, tokens),
+            #[cfg(feature = "wgpu")]
+            (Engine::Wgpu(model), state::Inner::Wgpu(state)) => model.fill(state, qkv, tokens),
+            #[cfg(feature = "cuda")]
+            (Engine::Cuda(model), state::Inner::Cuda(state)) => model.fill(state, qkv, tokens),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(Error::State),
+        }
     }
 
     /// Logits behind the tokens `rows` of the last [`Model::forward`] of `state`, `[rows, vocabulary]`.
@@ -245,12 +333,12 @@ impl Model {
         }
     }
 
-    /// The likeliest token behind the last one of the last [`Model::forward`], the lowest on ties: greedy decoding. Only
-    /// the token leaves the device.
+    /// The likeliest token behind the last one of each sequence of the last [`Model::forward`], the lowest on ties: greedy
+    /// decoding. Only the tokens leave the device.
     ///
     /// # Errors
     /// As [`Model::logits`].
-    pub fn greedy(&self, state: &mut State) -> Result<u32, Error> {
+    pub fn greedy_each(&self, state: &mut State) -> Result<Vec<u32>, Error> {
         if state.last == 0 {
             return Err(Error::Shape {
                 place: "greedy token".into(),
@@ -258,19 +346,46 @@ impl Model {
                 got: "none".into(),
             });
         }
+        let each = state.last / state.sequences;
+        let rows: Vec<usize> = (1..=state.sequences).map(|sequence| sequence * each - 1).collect();
         #[cfg(feature = "wgpu")]
         if let (Engine::Wgpu(model), state::Inner::Wgpu(inner)) = (&self.engine, &mut state.inner) {
-            return model.greedy(inner, state.last - 1);
+            return model.greedy(inner, &rows);
         }
         #[cfg(feature = "cuda")]
         if let (Engine::Cuda(model), state::Inner::Cuda(inner)) = (&self.engine, &mut state.inner) {
-            return model.greedy(inner, state.last - 1);
+            return model.greedy(inner, &rows);
         }
-        let mut logits = vec![0.0; self.vocabulary];
-        self.logits(state, state.last - 1..state.last, &mut logits)?;
-        Ok(likeliest(&logits))
+        let mut tokens = Vec::with_capacity(rows.len());
+        // Rows that stand together are one product, in which the output head is read once.
+        let together = if each == 1 { rows.len().min(GREEDY_ROWS) } else { 1 };
+        let mut logits = vec![0.0; together * self.vocabulary];
+        for rows in rows.chunks(together) {
+            let logits = &mut logits[..rows.len() * self.vocabulary];
+            self.logits(state, rows[0]..rows[0] + rows.len(), logits)?;
+            tokens.extend(logits.chunks_exact(self.vocabulary).map(likeliest));
+        }
+        Ok(tokens)
+    }
+
+    /// [`Model::greedy_each`] of a state of one sequence.
+    ///
+    /// # Errors
+    /// As [`Model::logits`], and [`Error::Shape`] for a state of several sequences.
+    pub fn greedy(&self, state: &mut State) -> Result<u32, Error> {
+        match self.greedy_each(state)?[..] {
+            [token] => Ok(token),
+            ref tokens => Err(Error::Shape {
+                place: "greedy token".into(),
+                expected: "a state of one sequence (greedy_each takes several)".into(),
+                got: format!("{} sequences", tokens.len()),
+            }),
+        }
     }
 }
+
+/// Rows of logits that are held at a time while tokens are chosen.
+const GREEDY_ROWS: usize = 64;
 
 /// Index of the largest number, the first on ties.
 fn likeliest(logits: &[f32]) -> u32 {

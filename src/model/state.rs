@@ -3,13 +3,16 @@
 use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::error::Error;
+use super::operation::Memory;
 #[cfg(feature = "wgpu")]
 use super::wgpu;
 
-/// The KV cache and buffers of one sequence. It belongs to the model that made it.
+/// The KV caches and buffers of sequences in lockstep. It belongs to the model that made it.
 pub struct State {
     pub(super) inner: Inner,
-    /// Tokens of the last run.
+    pub(super) sequences: usize,
+    /// Rows of the last run: its tokens over all sequences.
     pub(super) last: usize,
 }
 
@@ -22,7 +25,34 @@ pub(super) enum Inner {
 }
 
 impl State {
-    /// Tokens in the cache.
+    /// Sequences that run in lockstep.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.sequences
+    }
+
+    /// Bytes of everything that the state holds.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        match &self.inner {
+            Inner::Cpu(state) => state.memory(),
+            #[cfg(feature = "wgpu")]
+            Inner::Wgpu(state) => state.memory(),
+            #[cfg(feature = "cuda")]
+            Inner::Cuda(state) => state.memory(),
+        }
+    }
+
+    /// Ok when `tokens` more fit into each cache.
+    pub(super) fn check_room(&self, tokens: usize) -> Result<(), Error> {
+        let (capacity, wanted) = (self.capacity(), self.len() + tokens);
+        if wanted > capacity {
+            return Err(Error::Capacity { capacity, wanted });
+        }
+        Ok(())
+    }
+
+    /// Tokens in the cache of each sequence.
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.inner {
@@ -40,7 +70,7 @@ impl State {
         self.len() == 0
     }
 
-    /// Tokens that the cache has room for.
+    /// Tokens that the cache of each sequence has room for.
     #[must_use]
     pub fn capacity(&self) -> usize {
         match &self.inner {
@@ -57,7 +87,7 @@ impl State {
         self.truncate(0);
     }
 
-    /// Forgets every token but the first `tokens`, so that other text can follow them.
+    /// Forgets every token but the first `tokens` of each sequence, so that other text can follow them.
     pub fn truncate(&mut self, tokens: usize) {
         match &mut self.inner {
             Inner::Cpu(state) => state.truncate(tokens),
@@ -68,7 +98,7 @@ impl State {
         }
     }
 
-    /// Bytes of the KV cache.
+    /// Bytes of the KV caches.
     #[must_use]
     pub fn cache_bytes(&self) -> usize {
         match &self.inner {

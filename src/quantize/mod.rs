@@ -63,7 +63,7 @@ pub fn quantize(
         let weights = checkpoint.layer(index)?;
         let activations = match &mut calibrator {
             Some(calibrator) => {
-                let float = Layer::load(weights.clone(), config, index, CHUNK, Isa::best())?;
+                let float = Layer::load(weights.clone(), config, index, CHUNK, Isa::best().into())?;
                 calibrator.observe(&float, KvQuantizer::default(), !quantized_streams)?
             }
             None => LayerActivations::default(),
@@ -80,7 +80,7 @@ pub fn quantize(
 
         let clock = Instant::now();
         if let Some(calibrator) = calibrator.as_mut().filter(|_| quantized_streams) {
-            let layer = Layer::load(quantized, config, index, CHUNK, Isa::best())?;
+            let layer = Layer::load(quantized, config, index, CHUNK, Isa::best().into())?;
             calibrator.advance(&layer, quantized_kv)?;
         }
         calibrating += clock.elapsed();

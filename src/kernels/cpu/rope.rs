@@ -113,6 +113,12 @@ impl RopeTable {
         Ok(table)
     }
 
+    /// Bytes of sines and cosines.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        4 * (self.cos.len() + self.sin.len())
+    }
+
     /// Extends the tables to `0..positions`; shorter ones stay as they are. The only function here that allocates beside
     /// [`Self::new`].
     pub fn grow(&mut self, positions: usize) {

@@ -92,6 +92,17 @@ impl QueryHeads {
         self.tokens
     }
 
+    /// Bytes that it occupies.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            QueryStore::Codes { codes, scale, zero_point, sum, .. } => {
+                codes.bytes() + scale.bytes() + zero_point.bytes() + sum.bytes()
+            }
+            QueryStore::Float(values) => values.bytes(),
+        }
+    }
+
     /// Row of a token and head.
     pub(super) fn row(&self, token: usize, head: usize) -> usize {
         let group = self.desc.heads / self.desc.kv_heads;

@@ -35,6 +35,12 @@ impl QuantizedTokens {
         }
     }
 
+    /// Bytes that it occupies.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + 4 * (self.scale.len() + self.zero_point.len() + self.row_sum.len())
+    }
+
     /// Tokens that it can hold.
     #[must_use]
     pub fn capacity(&self) -> usize {

@@ -1,16 +1,19 @@
 //! One group of linears, ready to run: the prologue on their common input and one stacked GEMM.
 
+use super::super::operation::{Operation, Stopwatch};
 use super::super::stack::stacked_bias;
 use super::scratch::Workspace;
-use crate::checkpoint::{LinearGroup, LinearWeights, Weight};
+use super::{Float, Settings};
+use crate::checkpoint::{Group, LinearGroup, LinearWeights, TableValues, Weight};
 use crate::kernels::cpu::{
-    Epilogue, FloatValues, FloatWeights, GemmW4A4, GemmW4A4Desc, Isa, PackedWeights, Source, TransformQuantize,
-    gemm_float,
+    Epilogue, FloatValues, FloatWeights, GemmW4A4, GemmW4A4Desc, PackedWeights, Source, TransformQuantize, gemm_float,
 };
 use crate::kernels::{Affine, Error, QuantizedMatrix};
+use half::{bf16, f16};
 
 /// The linears of one group as one operation, `y = prologue(x) W^T (+ bias) (+ y)`.
 pub(crate) struct GroupRunner {
+    group: Group,
     k: usize,
     n: usize,
     prologue: TransformQuantize,
@@ -22,7 +25,7 @@ enum Compute {
     /// Codes times codes.
     Integer { plan: GemmW4A4, weights: PackedWeights },
     /// Floating-point weights, or weights of codes whose input stays in floating point.
-    Float { values: Vec<f32>, input: FloatInput },
+    Float { values: TableValues, input: FloatInput },
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -35,8 +38,9 @@ enum FloatInput {
 
 impl GroupRunner {
     /// Takes the weights over and packs them for chunks of up to `m_max` tokens.
-    pub(crate) fn load(group: LinearGroup, m_max: usize, isa: Isa) -> Result<Self, Error> {
-        let LinearGroup { transform, activation, linears } = group;
+    pub(crate) fn load(group: Group, weights: LinearGroup, m_max: usize, settings: Settings) -> Result<Self, Error> {
+        let LinearGroup { transform, activation, linears } = weights;
+        let isa = settings.isa;
         let k = transform.channels;
         let n = linears.iter().map(|linear| linear.weight.n()).sum();
         let bias = stacked_bias(&linears);
@@ -58,10 +62,10 @@ impl GroupRunner {
             }
             _ => {
                 let input = if activation.is_some() { FloatInput::Dequantized } else { FloatInput::Exact };
-                Compute::Float { values: stacked_values(linears), input }
+                Compute::Float { values: stacked_values(linears, settings.float), input }
             }
         };
-        Ok(Self { k, n, prologue, compute, bias })
+        Ok(Self { group, k, n, prologue, compute, bias })
     }
 
     /// Input channels `K`.
@@ -96,7 +100,7 @@ impl GroupRunner {
     pub(crate) fn bytes(&self) -> usize {
         let weights = match &self.compute {
             Compute::Integer { weights, .. } => weights.bytes(),
-            Compute::Float { values, .. } => size_of_val(values.as_slice()),
+            Compute::Float { values, .. } => values.bytes(),
         };
         weights + self.bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice())) + self.prologue.bytes()
     }
@@ -105,19 +109,32 @@ impl GroupRunner {
     pub(crate) fn kernel(&self, tokens: usize) -> &'static str {
         match &self.compute {
             Compute::Integer { plan, .. } => plan.kernel(tokens),
-            Compute::Float { .. } => "gemm_float",
+            Compute::Float { values: TableValues::F32(_), .. } => "gemm_float f32",
+            Compute::Float { values: TableValues::F16(_), .. } => "gemm_float f16",
+            Compute::Float { values: TableValues::Bf16(_), .. } => "gemm_float bf16",
         }
     }
 
+    /// What the prologue runs.
+    pub(crate) fn prologue_kernel(&self) -> String {
+        self.prologue.kernel()
+    }
+
     /// Runs on `tokens` tokens of `source`; `y` is `[tokens, n]`, added to when `accumulate` is set.
-    pub(crate) fn run(
+    pub(in crate::model) fn run(
         &self,
         source: Source<'_>,
         tokens: usize,
         accumulate: bool,
         y: &mut [f32],
         workspace: &mut Workspace,
+        mut stopwatch: Option<&mut Stopwatch>,
     ) -> Result<(), Error> {
+        let mut lap = |operation| {
+            if let Some(stopwatch) = &mut stopwatch {
+                stopwatch.lap(&[(operation, 1.0)]);
+            }
+        };
         let epilogue = Epilogue { bias: self.bias.as_deref(), accumulate };
         let Workspace { input: x, codes, prologue, gemm, .. } = workspace;
         match &self.compute {
@@ -126,7 +143,8 @@ impl GroupRunner {
                     return Err(Error::Length { operand: "workspace.codes", expected: self.k, got: 0 });
                 };
                 self.prologue.run(source, tokens, codes, prologue)?;
-                plan.run(weights, codes, epilogue, y, gemm)
+                lap(Operation::Prologue(self.group));
+                plan.run(weights, codes, epilogue, y, gemm)?;
             }
             Compute::Float { values, input } => {
                 let got = x.len();
@@ -136,19 +154,35 @@ impl GroupRunner {
                     FloatInput::Exact => self.prologue.run_float(source, tokens, x, prologue)?,
                     FloatInput::Dequantized => self.prologue.run_dequantized(source, tokens, x, prologue)?,
                 }
-                let weights = FloatWeights { values: FloatValues::F32(values), n: self.n, k: self.k };
-                gemm_float(x, tokens, weights, epilogue, y)
+                lap(Operation::Prologue(self.group));
+                let values = match values {
+                    TableValues::F32(values) => FloatValues::F32(values),
+                    TableValues::F16(values) => FloatValues::F16(values),
+                    TableValues::Bf16(values) => FloatValues::Bf16(values),
+                };
+                gemm_float(x, tokens, FloatWeights { values, n: self.n, k: self.k }, epilogue, y)?;
             }
         }
+        lap(Operation::Gemm(self.group));
+        Ok(())
     }
 }
 
 /// All weights in floating point, one below the other. Drops each part as soon as it is copied.
-fn stacked_values(linears: Vec<LinearWeights>) -> Vec<f32> {
-    let mut parts = linears.into_iter().map(|linear| match linear.weight {
+fn stacked_values(linears: Vec<LinearWeights>, float: Float) -> TableValues {
+    let parts = linears.into_iter().map(|linear| match linear.weight {
         Weight::Float { values, .. } => values,
         Weight::Quantized(matrix) => matrix.dequantize(),
     });
+    match float {
+        Float::F32 => TableValues::F32(stacked(parts, |part| part)),
+        Float::F16 => TableValues::F16(stacked(parts, |part| part.into_iter().map(f16::from_f32).collect())),
+        Float::Bf16 => TableValues::Bf16(stacked(parts, |part| part.into_iter().map(bf16::from_f32).collect())),
+    }
+}
+
+fn stacked<T: Copy>(parts: impl Iterator<Item = Vec<f32>>, convert: impl Fn(Vec<f32>) -> Vec<T>) -> Vec<T> {
+    let mut parts = parts.map(convert);
     let mut stacked = parts.next().unwrap_or_default();
     for part in parts {
         stacked.extend_from_slice(&part);

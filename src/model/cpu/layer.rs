@@ -1,12 +1,14 @@
 //! One decoder layer.
 
+use super::super::batch::{Segment, rows};
 use super::super::error::{At, Error};
+use super::super::operation::{Operation, Stopwatch};
+use super::Settings;
+use super::attend::{Lane, attend};
 use super::group::GroupRunner;
 use super::scratch::{Buffers, Workspace};
 use crate::checkpoint::{Config, Group, LayerWeights};
-use crate::kernels::cpu::{
-    Isa, KvCache, QueryHeads, RopeTable, Source, attention, rms_norm, rope_hadamard_quantize, silu_mul,
-};
+use crate::kernels::cpu::{KvCache, RopeTable, Source, rms_norm, silu_mul};
 
 /// Sees the input of every group as floating point, before its transform: what calibration collects.
 pub trait Observer {
@@ -29,7 +31,13 @@ impl Layer {
     ///
     /// # Errors
     /// [`Error::Shape`] when a weight does not fit the configuration, [`Error::Kernel`] when no kernel takes it.
-    pub fn load(weights: LayerWeights, config: &Config, index: usize, m_max: usize, isa: Isa) -> Result<Self, Error> {
+    pub fn load(
+        weights: LayerWeights,
+        config: &Config,
+        index: usize,
+        m_max: usize,
+        settings: Settings,
+    ) -> Result<Self, Error> {
         let (hidden, queries) = (config.hidden, config.heads * config.head_dim);
         let keys = config.kv_heads * config.head_dim;
         let shapes = [
@@ -42,7 +50,7 @@ impl Layer {
         let mut runners = Vec::with_capacity(4);
         for ((group, data), (k, n)) in Group::ALL.into_iter().zip(groups).zip(shapes) {
             let place = || format!("layer {index}, {}", group.name());
-            let runner = GroupRunner::load(data, m_max, isa).at(place)?;
+            let runner = GroupRunner::load(group, data, m_max, settings).at(place)?;
             if (runner.n(), runner.k()) != (n, k) {
                 return Err(Error::Shape {
                     place: place(),
@@ -83,18 +91,20 @@ impl Layer {
         norms + self.groups.iter().map(GroupRunner::bytes).sum::<usize>()
     }
 
-    /// Runs `tokens` tokens through the layer in place: `buffers.residual` is read and written, keys and values go to
-    /// `cache`. `rope` must reach to the cache's position plus `tokens`.
-    pub(crate) fn forward(
+    /// Runs the tokens of `segments` through the layer in place: `buffers.residual` is read and written, keys and values go to
+    /// the cache of each segment's sequence. `rope` must reach to the caches' positions plus their tokens.
+    pub(in crate::model) fn forward(
         &self,
-        tokens: usize,
+        segments: &[Segment],
         rope: &RopeTable,
-        queries: &mut QueryHeads,
-        cache: &mut KvCache,
+        caches: &mut [KvCache],
+        lanes: &mut [Lane],
         buffers: &mut Buffers,
         workspace: &mut Workspace,
         mut observer: Option<&mut dyn Observer>,
+        mut stopwatch: Option<&mut Stopwatch>,
     ) -> Result<(), Error> {
+        let tokens = rows(segments);
         let [qkv, o, gate_up, down] = &self.groups;
         let at = |group: Group| move || format!("layer {}, {}", self.index, group.name());
         let Buffers { residual, qkv: qkv_out, attention: attended, gate_up: gate_up_out } = buffers;
@@ -110,16 +120,19 @@ impl Layer {
             observer.input(Group::Qkv, &x, tokens);
         }
         let source = Source::RmsNorm { x: residual, weight: &self.attention_norm, epsilon };
-        qkv.run(source, tokens, false, qkv_out, workspace).at(at(Group::Qkv))?;
+        qkv.run(source, tokens, false, qkv_out, workspace, stopwatch.as_deref_mut()).at(at(Group::Qkv))?;
 
-        let position = cache.len();
-        rope_hadamard_quantize(qkv_out, rope, position, queries, cache).at(at(Group::Qkv))?;
-        attention(queries, cache, self.window, attended, &mut workspace.attention).at(at(Group::O))?;
+        let shares = attend(segments, rope, self.window, qkv_out, attended, caches, lanes).at(at(Group::O))?;
+        if let Some(stopwatch) = stopwatch.as_deref_mut() {
+            let [rope, attention] = shares;
+            stopwatch.lap(&[(Operation::RopeHadamardQuantize, rope), (Operation::Attention, attention)]);
+        }
 
         if let Some(observer) = observer.as_deref_mut() {
             observer.input(Group::O, attended, tokens);
         }
-        o.run(Source::Tokens(attended), tokens, true, residual, workspace).at(at(Group::O))?;
+        let source = Source::Tokens(attended);
+        o.run(source, tokens, true, residual, workspace, stopwatch.as_deref_mut()).at(at(Group::O))?;
 
         if let Some(observer) = observer.as_deref_mut() {
             let mut x = vec![0.0; residual.len()];
@@ -127,13 +140,14 @@ impl Layer {
             observer.input(Group::GateUp, &x, tokens);
         }
         let source = Source::RmsNorm { x: residual, weight: &self.mlp_norm, epsilon };
-        gate_up.run(source, tokens, false, gate_up_out, workspace).at(at(Group::GateUp))?;
+        gate_up.run(source, tokens, false, gate_up_out, workspace, stopwatch.as_deref_mut()).at(at(Group::GateUp))?;
 
         if let Some(observer) = observer {
             let mut x = vec![0.0; tokens * down.k()];
             silu_mul(gate_up_out, tokens, down.k(), &mut x).at(at(Group::Down))?;
             observer.input(Group::Down, &x, tokens);
         }
-        down.run(Source::SiluMul { gate_up: gate_up_out }, tokens, true, residual, workspace).at(at(Group::Down))
+        let source = Source::SiluMul { gate_up: gate_up_out };
+        down.run(source, tokens, true, residual, workspace, stopwatch).at(at(Group::Down))
     }
 }

@@ -1,5 +1,6 @@
 //! The runner on the CPU.
 
+mod attend;
 mod group;
 mod layer;
 mod scratch;
@@ -9,10 +10,47 @@ pub use layer::{Layer, Observer};
 pub use state::{CHUNK, State};
 
 use super::KvQuantizer;
+use super::batch::StateDesc;
 use super::error::{At, Error};
-use crate::checkpoint::{Checkpoint, Config, Table, TableValues};
+use super::operation::{Operation, Stopwatch};
+use crate::checkpoint::{Checkpoint, Config, Group, Table, TableValues};
 use crate::kernels::cpu::{Epilogue, FloatValues, FloatWeights, Isa, gemm_float};
+use state::Run;
 use std::ops::Range;
+
+/// How weights that are not quantized are kept. Sums are in single precision with any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Float {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// How a model runs on this machine's processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// An instruction set that it has.
+    pub isa: Isa,
+    /// Type of weights that are not quantized: the baseline that W4A4 is compared with.
+    pub float: Float,
+}
+
+impl Default for Settings {
+    /// The processor at its best, the baseline in single precision.
+    fn default() -> Self {
+        Isa::best().into()
+    }
+}
+
+impl From<Isa> for Settings {
+    fn from(isa: Isa) -> Self {
+        Self { isa, float: Float::default() }
+    }
+}
 
 /// A model in memory, packed for one instruction set.
 pub(super) struct Model {
@@ -26,10 +64,10 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn load(checkpoint: &Checkpoint, isa: Isa) -> Result<Self, Error> {
+    pub(super) fn load(checkpoint: &Checkpoint, settings: Settings) -> Result<Self, Error> {
         let config = checkpoint.config().clone();
         let layers = (0..config.layers)
-            .map(|index| Layer::load(checkpoint.layer(index)?, &config, index, CHUNK, isa))
+            .map(|index| Layer::load(checkpoint.layer(index)?, &config, index, CHUNK, settings))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             kv: KvQuantizer::of(checkpoint),
@@ -38,7 +76,7 @@ impl Model {
             final_norm: checkpoint.final_norm()?,
             layers,
             config,
-            isa,
+            isa: settings.isa,
         })
     }
 
@@ -47,8 +85,8 @@ impl Model {
     }
 
     pub(super) fn table_bytes(&self) -> usize {
-        let head = self.head.as_ref().map_or(0, table_bytes);
-        table_bytes(&self.embedding) + head + size_of_val(self.final_norm.as_slice())
+        let head = self.head.as_ref().map_or(0, |table| table.values.bytes());
+        self.embedding.values.bytes() + head + size_of_val(self.final_norm.as_slice())
     }
 
     pub(super) fn kernels(&self, tokens: usize) -> Vec<&'static str> {
@@ -56,14 +94,40 @@ impl Model {
         groups.iter().map(|group| group.kernel(tokens)).collect()
     }
 
-    pub(super) fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(&self.config, self.kv, &self.layers, capacity, self.isa)
+    /// What `operation` of the first layer runs for so many tokens.
+    pub(super) fn kernel(&self, operation: Operation, tokens: usize) -> String {
+        let group = |group: Group| self.layers.first().and_then(|layer| layer.groups().get(group as usize));
+        match operation {
+            Operation::Prologue(name) => group(name).map_or_else(String::new, |group| group.prologue_kernel()),
+            Operation::Gemm(name) => group(name).map_or_else(String::new, |group| group.kernel(tokens).to_owned()),
+            Operation::RopeHadamardQuantize | Operation::Attention => self.isa.name().to_owned(),
+        }
+    }
+
+    pub(super) fn new_state(&self, desc: &StateDesc) -> Result<State, Error> {
+        State::new(&self.config, self.kv, &self.layers, desc, self.isa)
     }
 
     pub(super) fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {
-        state.run(&self.config, &self.layers, &self.final_norm, tokens, |token, row| {
-            gather_row(&self.embedding, token as usize, row);
-        })
+        let run = Run { config: &self.config, layers: &self.layers, final_norm: &self.final_norm };
+        state.run(run, tokens, |token, row| gather_row(&self.embedding, token as usize, row))
+    }
+
+    /// Seconds of `tokens` tokens of each sequence in the layers alone.
+    pub(super) fn run_layers(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<f64, Error> {
+        state.run_layers(&self.layers, x, self.config.hidden, tokens, None)
+    }
+
+    /// The same by operation.
+    pub(super) fn time_operations(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<Vec<f64>, Error> {
+        let mut stopwatch = Stopwatch::new();
+        state.run_layers(&self.layers, x, self.config.hidden, tokens, Some(&mut stopwatch))?;
+        Ok(stopwatch.seconds.to_vec())
+    }
+
+    pub(super) fn fill(&self, state: &mut State, qkv: &[f32], tokens: usize) -> Result<(), Error> {
+        let width = (self.config.heads + 2 * self.config.kv_heads) * self.config.head_dim;
+        state.fill(qkv, width, tokens, self.isa)
     }
 
     /// `rows` are within the tokens of the last `forward`.
@@ -89,13 +153,5 @@ pub(crate) fn gather_row(table: &Table, index: usize, row: &mut [f32]) {
         TableValues::F32(values) => row.copy_from_slice(&values[range]),
         TableValues::F16(values) => row.iter_mut().zip(&values[range]).for_each(|(x, v)| *x = v.to_f32()),
         TableValues::Bf16(values) => row.iter_mut().zip(&values[range]).for_each(|(x, v)| *x = v.to_f32()),
-    }
-}
-
-fn table_bytes(table: &Table) -> usize {
-    match &table.values {
-        TableValues::F32(values) => size_of_val(values.as_slice()),
-        TableValues::F16(values) => size_of_val(values.as_slice()),
-        TableValues::Bf16(values) => size_of_val(values.as_slice()),
     }
 }

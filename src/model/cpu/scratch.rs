@@ -22,8 +22,6 @@ pub(crate) struct Workspace {
     pub(crate) codes: Vec<QuantizedTokens>,
     /// Workspace of the prologue.
     pub(crate) prologue: Vec<f32>,
-    /// Workspace of the attention.
-    pub(crate) attention: Vec<f32>,
     /// Workspace of the GEMM.
     pub(crate) gemm: Vec<u8>,
 }
@@ -40,8 +38,8 @@ impl Buffers {
 }
 
 impl Workspace {
-    /// Room for every group of `layers` on `chunk` tokens, and for an attention that needs `attention` floats.
-    pub(crate) fn new(layers: &[Layer], chunk: usize, attention: usize) -> Self {
+    /// Room for every group of `layers` on `chunk` tokens.
+    pub(crate) fn new(layers: &[Layer], chunk: usize) -> Self {
         let groups = || layers.iter().flat_map(Layer::groups);
         let mut widths: Vec<usize> = groups().filter(|group| group.is_integer()).map(|group| group.k()).collect();
         widths.sort_unstable();
@@ -51,8 +49,22 @@ impl Workspace {
             input: vec![0.0; input.unwrap_or(0)],
             codes: widths.into_iter().map(|k| QuantizedTokens::new(chunk, k)).collect(),
             prologue: vec![0.0; groups().map(|group| group.prologue_len()).max().unwrap_or(0)],
-            attention: vec![0.0; attention],
             gemm: vec![0; groups().map(|group| group.workspace_bytes()).max().unwrap_or(0)],
         }
+    }
+}
+
+impl Buffers {
+    /// Bytes that it occupies.
+    pub(crate) fn bytes(&self) -> usize {
+        [&self.residual, &self.qkv, &self.attention, &self.gate_up].iter().map(|x| size_of_val(x.as_slice())).sum()
+    }
+}
+
+impl Workspace {
+    /// Bytes of inputs between kernels, and of what kernels need for themselves.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let codes: usize = self.codes.iter().map(QuantizedTokens::bytes).sum();
+        (size_of_val(self.input.as_slice()) + codes, size_of_val(self.prologue.as_slice()) + self.gemm.len())
     }
 }
