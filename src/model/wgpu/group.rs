@@ -6,9 +6,9 @@ use super::scratch::Scratch;
 use crate::checkpoint::{LinearGroup, LinearWeights, Weight};
 use crate::kernels::cpu::{FloatValues, FloatWeights};
 use crate::kernels::wgpu::{
-    BoundTransformQuantize, Dtype, Error as DeviceError, GemmFloatBound, GemmFloatDesc, GemmFloatPlan, GemmW4A4Bound, GemmW4A4Desc,
-    GemmW4A4Plan, Gpu, PackedFloatWeights, PackedWeights, Recorder, SourceBinding, TokenSource, TransformOutput,
-    TransformQuantizeDesc, TransformQuantizePlan, TransformShape, TransformTables, TransformTarget,
+    BoundTransformQuantize, Dtype, Error as DeviceError, GemmFloatBound, GemmFloatDesc, GemmFloatPlan, GemmW4A4Bound,
+    GemmW4A4Desc, GemmW4A4Plan, Gpu, PackedFloatWeights, PackedWeights, Recorder, SourceBinding, TokenSource,
+    TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape, TransformTables, TransformTarget,
 };
 use crate::kernels::{Affine, QuantizedMatrix};
 use ::wgpu::BufferBinding;

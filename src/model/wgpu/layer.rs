@@ -8,8 +8,7 @@ use super::scratch::Scratch;
 use crate::checkpoint::{Config, Group as Name, LayerWeights};
 use crate::kernels::wgpu::{
     AttentionOperands, AttentionPlan, BoundAttention, BoundRopeHadamardQuantize, Dtype, Error as DeviceError, Gpu,
-    KvCache, Recorder,
-    RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, SourceBinding, TokenSource,
+    KvCache, Recorder, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, SourceBinding, TokenSource,
 };
 use ::wgpu::{Buffer, BufferBinding};
 

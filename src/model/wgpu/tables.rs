@@ -71,7 +71,13 @@ impl Tables {
     }
 
     /// Joins the gather with the ids and the residual stream of a state, of `rows` rows.
-    pub(super) fn bind(&self, gpu: &Gpu, rows: usize, ids: &Buffer, residual: &Buffer) -> Result<BoundEmbedding, Error> {
+    pub(super) fn bind(
+        &self,
+        gpu: &Gpu,
+        rows: usize,
+        ids: &Buffer,
+        residual: &Buffer,
+    ) -> Result<BoundEmbedding, Error> {
         let parts: Vec<BufferBinding<'_>> = self.embedding_parts.iter().map(Buffer::as_entire_buffer_binding).collect();
         self.embedding
             .limited(rows)
