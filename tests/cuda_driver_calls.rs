@@ -173,6 +173,14 @@ fn a_graph_replays_and_a_failed_capture_ends() {
         end.record(stream).unwrap();
         assert_eq!(fake.last().count - before, 6, "two launches, three times");
         assert_eq!(end.elapsed_ms(&start).unwrap(), 6.0);
+        // The same by marks, which know their own kind.
+        let marks = [driver.mark(stream).unwrap(), {
+            // SAFETY: kernels do nothing here.
+            unsafe { graph.launch(stream) }.unwrap();
+            driver.mark(stream).unwrap()
+        }];
+        assert!((marks[1].seconds_since(marks[0].as_ref()).unwrap() - 2e-3).abs() < 1e-9);
+        assert!(marks[1].seconds_since(&std::time::Instant::now()).is_err());
     });
 }
 

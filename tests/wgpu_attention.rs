@@ -277,4 +277,12 @@ fn misfits_are_errors() {
     assert!(bound.enqueue(&mut recorder, 9, 0).is_err());
     assert!(bound.enqueue(&mut recorder, 8, 1).is_err());
     assert_eq!(bound.enqueue(&mut recorder, 0, 0), Ok(()));
+    // Rows of several sequences.
+    assert!(bound.enqueue_at(&mut recorder, 7, 2, 0).is_err());
+    assert!(bound.enqueue_at(&mut recorder, usize::MAX, 2, 0).is_err());
+    assert_eq!(bound.enqueue_at(&mut recorder, 6, 2, 0), Ok(()));
+    unsupported(plan(desc).unwrap().with_rows(&gpu, 7), "rows");
+    let huge = plan(desc).unwrap().with_rows(&gpu, 1 << 30);
+    assert!(matches!(huge, Err(Error::Limit { limit_name: "max_storage_buffer_binding_size", .. })), "{huge:?}");
+    assert_eq!(plan(desc).unwrap().with_rows(&gpu, 20).unwrap().out_bytes(), 20 * 4 * 64 * 4);
 }

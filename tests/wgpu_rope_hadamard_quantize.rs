@@ -295,5 +295,10 @@ fn misfits_are_errors() {
     assert!(bound.enqueue(&mut recorder, 4, 5).is_err());
     assert!(bound.enqueue(&mut recorder, 1, usize::MAX).is_err());
     assert_eq!(bound.enqueue(&mut recorder, 0, 8), Ok(()));
+    // Rows of several sequences.
+    assert!(bound.enqueue_at(&mut recorder, 3, 2, 0).is_err());
+    assert_eq!(bound.enqueue_at(&mut recorder, 2, 2, 0), Ok(()));
+    unsupported(plan(desc).unwrap().with_rows(&gpu, 3), "rows");
+    assert_eq!(plan(desc).unwrap().with_rows(&gpu, 20).unwrap().queries().tokens_max, 20);
     assert_eq!(layer.plan.kernel(1), "rope_hadamard_quantize");
 }

@@ -50,7 +50,8 @@ impl<'a> Recorder<'a> {
         let kernel = &bound.kernel;
         debug_assert_eq!(immediates.len(), kernel.immediates() as usize, "{}", kernel.name);
         let encoder = &mut *self.encoder;
-        if self.timer.is_some() && !self.whole {
+        let timed_alone = self.timer.is_some() && !self.whole;
+        if timed_alone {
             self.pass = None;
         }
         let timer = &mut self.timer;
@@ -61,7 +62,8 @@ impl<'a> Recorder<'a> {
                 beginning_of_pass_write_index: Some(*index),
                 end_of_pass_write_index: Some(index + 1),
             });
-            let descriptor = ComputePassDescriptor { label: Some("duquant"), timestamp_writes };
+            let label = if timed_alone { kernel.name } else { "duquant" };
+            let descriptor = ComputePassDescriptor { label: Some(label), timestamp_writes };
             encoder.begin_compute_pass(&descriptor).forget_lifetime()
         });
         record(pass, bound, immediates, workgroups);
