@@ -1,16 +1,23 @@
 //! Measurements: layers, models, kernels, quantization and ablations, all written as one kind of [`Record`].
 
+mod cost;
+mod layer;
 mod machine;
+mod method;
 mod presets;
 mod record;
+mod speed;
 mod times;
 
 pub use crate::model::Memory;
+pub use layer::{Event, layer};
+pub use method::{Bits, Method};
 pub use presets::{PRESETS, preset};
 pub use record::{
     AblationPoint, Ceilings, FORMAT, Failure, KernelPoint, KernelTime, Machine, Magnitudes, ModelShape, OutlierPoint,
     Phase, Points, QuantizePoint, Record, SpeedPoint, Stage, Times, VERSION,
 };
+pub use speed::{Error, SpeedOptions};
 pub use times::Watch;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! `duquant bench`, one file a subcommand.
 
+mod layer;
 mod sink;
+mod speed;
 
 use super::console::Console;
 use anyhow::Result;
@@ -14,8 +16,13 @@ pub(super) struct Args {
 }
 
 #[derive(Subcommand)]
-enum What {}
+enum What {
+    /// One decoder layer: prefill and decode, method beside method
+    Layer(layer::Args),
+}
 
-pub(super) fn run(args: &Args, _console: &Console) -> Result<()> {
-    match args.what {}
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    match &args.what {
+        What::Layer(args) => layer::run(args, console),
+    }
 }

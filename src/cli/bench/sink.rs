@@ -1,6 +1,6 @@
 //! Where the points of a run go: to a file as soon as each is measured, and to standard output at the end.
 
-use crate::bench::{Failure, Machine, ModelShape, Points, Record};
+use crate::bench::{Event, Failure, Machine, ModelShape, Points, Record};
 use crate::cli::console::Console;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -50,6 +50,22 @@ impl<'a> Sink<'a> {
         let error = crate::cli::error::line(error);
         self.console.note(format!("{what}: {error}"));
         self.update(|record| record.failures.push(Failure { what: what.into(), error }))
+    }
+
+    /// Keeps what a benchmark of a layer or a model tells.
+    pub(super) fn speed(&mut self, event: Event<'_>) -> Result<()> {
+        match event {
+            Event::Start(what) => {
+                self.console.note(format!("{what} ..."));
+                Ok(())
+            }
+            Event::Points(more) => self.update(|record| {
+                if let Points::Layer(points) | Points::Model(points) = &mut record.points {
+                    points.extend(more);
+                }
+            }),
+            Event::Failed(what, error) => self.fail(what, &error.into()),
+        }
     }
 
     /// Prints the record, and fails when a point did.
