@@ -9,6 +9,8 @@ mod lanes;
 mod rms_norm;
 mod rope;
 mod rope_hadamard_quantize;
+#[cfg(target_arch = "x86_64")]
+mod tile_registers;
 mod tiles;
 mod tokens;
 mod transform_quantize;
