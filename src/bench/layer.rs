@@ -19,11 +19,11 @@ const PROFILES: usize = 3;
 const BEYOND_CACHES: (u64, u64) = (256 << 20, 1 << 30);
 
 /// What a benchmark tells while it runs.
-pub enum Event<'a> {
+pub enum Event<'a, T = SpeedPoint> {
     /// A point is about to be measured.
     Start(&'a str),
     /// Points that were measured together.
-    Points(Vec<SpeedPoint>),
+    Points(Vec<T>),
     /// A point could not be measured.
     Failed(&'a str, Error),
 }

@@ -1,17 +1,21 @@
 //! Measurements: layers, models, kernels, quantization and ablations, all written as one kind of [`Record`].
 
 mod cost;
+mod kernel;
 mod layer;
 mod machine;
 mod method;
+mod model;
 mod presets;
 mod record;
 mod speed;
 mod times;
 
 pub use crate::model::Memory;
+pub use kernel::{Rounds, ceilings_of, kernel};
 pub use layer::{Event, layer};
 pub use method::{Bits, Method};
+pub use model::{Weights, model};
 pub use presets::{PRESETS, preset};
 pub use record::{
     AblationPoint, Ceilings, FORMAT, Failure, KernelPoint, KernelTime, Machine, Magnitudes, ModelShape, OutlierPoint,

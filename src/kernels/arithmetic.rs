@@ -16,3 +16,14 @@ pub enum Arithmetic {
     /// last bit in 10^8 of them) and need `SHADER_F64`.
     Reproducible,
 }
+
+impl Arithmetic {
+    /// `fast` or `reproducible`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Reproducible => "reproducible",
+        }
+    }
+}

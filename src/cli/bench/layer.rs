@@ -29,7 +29,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let config = config(&args.model)?;
-    let backend = args.backend.open()?;
+    let backend = args.backend.open_fast()?;
     let options = args.speed.options(&backend);
     let settings = SpeedArgs::settings(&options);
     let shape = ModelShape::of(&args.model, &config);

@@ -52,20 +52,25 @@ impl<'a> Sink<'a> {
         self.update(|record| record.failures.push(Failure { what: what.into(), error }))
     }
 
-    /// Keeps what a benchmark of a layer or a model tells.
-    pub(super) fn speed(&mut self, event: Event<'_>) -> Result<()> {
+    /// Keeps what a benchmark tells; `keep` puts new points to the others.
+    pub(super) fn event<T>(&mut self, event: Event<'_, T>, keep: impl FnOnce(&mut Points, Vec<T>)) -> Result<()> {
         match event {
             Event::Start(what) => {
                 self.console.note(format!("{what} ..."));
                 Ok(())
             }
-            Event::Points(more) => self.update(|record| {
-                if let Points::Layer(points) | Points::Model(points) = &mut record.points {
-                    points.extend(more);
-                }
-            }),
+            Event::Points(more) => self.update(|record| keep(&mut record.points, more)),
             Event::Failed(what, error) => self.fail(what, &error.into()),
         }
+    }
+
+    /// [`Sink::event`] of a benchmark of a layer or a model.
+    pub(super) fn speed(&mut self, event: Event<'_>) -> Result<()> {
+        self.event(event, |points, more| {
+            if let Points::Layer(points) | Points::Model(points) = points {
+                points.extend(more);
+            }
+        })
     }
 
     /// Prints the record, and fails when a point did.

@@ -1,6 +1,7 @@
 //! Kernels for the CPU, with the instruction set chosen at run time.
 
 mod attention;
+pub mod ceilings;
 mod gemm_float;
 mod gemm_w4a4;
 mod isa;
