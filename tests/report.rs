@@ -6,7 +6,7 @@
 mod page;
 mod records;
 
-use duquant::bench::{KernelPoint, Points, Record, SpeedPoint};
+use duquant::bench::{KernelPoint, Points, SpeedPoint};
 use duquant::report::{Block, Document, Drawing, Source, document, html, markdown, parse, terminal};
 use proptest::prelude::*;
 use records::{record, source};
@@ -432,13 +432,4 @@ fn a_page_that_is_not_well_formed_is_found() {
     }
     let broken = page.replacen("cx=\"", "cx=\"NaN", 1).replacen("d=\"M", "d=\"Minf ", 1);
     assert_eq!(page::bad_numbers(&broken).len(), 2);
-}
-
-#[test]
-fn records_round_trip() {
-    for (_, points) in records::all() {
-        let record = record(points);
-        let back: Record = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
-        assert_eq!(back, record);
-    }
 }

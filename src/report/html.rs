@@ -1,6 +1,6 @@
 //! A report as one HTML page that asks nothing of a network.
 
-use super::document::{Block, Document, Plot, Section, Table, Warning};
+use super::document::{Block, Document, Drawing, Plot, Section, Table, Warning};
 use super::format::unfit;
 use super::svg;
 use std::fmt::Write;
@@ -38,8 +38,14 @@ pub fn html(document: &Document) -> String {
             "<section class=\"level{level}\" aria-labelledby=\"s{i}\"><h{level} id=\"s{i}\">{}</h{level}>",
             escape(&section.title)
         );
-        for block in &section.blocks {
-            block_html(&mut out, block, &mut plots);
+        // Neighbouring plots stand side by side where there is room.
+        for group in section.blocks.chunk_by(|a, b| matches!((a, b), (Block::Plot(_), Block::Plot(_)))) {
+            let several = group.len() > 1;
+            out.push_str(if several { "<div class=\"plots\">\n" } else { "" });
+            for block in group {
+                block_html(&mut out, block, &mut plots);
+            }
+            out.push_str(if several { "</div>\n" } else { "" });
         }
         out.push_str("</section>\n");
     }
@@ -157,7 +163,8 @@ fn table_html(out: &mut String, table: &Table) {
 
 fn plot_html(out: &mut String, plot: &Plot, id: &str) {
     let title = escape(&plot.title);
-    let _ = write!(out, "<figure><figcaption><strong>{title}</strong>");
+    let wide = if matches!(plot.drawing, Drawing::Outliers(_)) { " class=\"wide\"" } else { "" };
+    let _ = write!(out, "<figure{wide}><figcaption><strong>{title}</strong>");
     if !plot.caption.is_empty() {
         let _ = write!(out, "<span>{}</span>", escape(&plot.caption));
     }

@@ -23,7 +23,7 @@ pub(super) fn sections(record: &Record, points: &[KernelPoint]) -> Vec<Section> 
         Column::text("shape"),
         Column::text("bits"),
         Column::number("median ms"),
-        Column::text("[p10, p90]"),
+        Column::number("[p10, p90]"),
         Column::number("GB/s"),
         Column::number("Gop/s"),
         Column::text("arithmetic"),

@@ -39,7 +39,7 @@ use crate::bench::Points;
 pub fn document(sources: &[Source]) -> Document {
     let mut sections = Vec::new();
     for source in sources {
-        sections.push(what_ran::section(source));
+        sections.push(what_ran::section(source, sources.len() == 1));
         let record = &source.record;
         sections.extend(match &record.points {
             Points::Layer(points) | Points::Model(points) => speed::sections(record, points),

@@ -23,7 +23,7 @@ pub(super) fn title(record: &Record) -> String {
 }
 
 /// What ran.
-pub(super) fn section(source: &Source) -> Section {
+pub(super) fn section(source: &Source, alone: bool) -> Section {
     let record = &source.record;
     let machine = &record.machine;
     let mut facts = vec![
@@ -74,7 +74,8 @@ pub(super) fn section(source: &Source) -> Section {
         facts.push(Fact::new("most that was seen", text));
     }
     facts.push(Fact::new("result file", &source.name));
-    let mut section = Section::new(2, title(record));
+    // Alone, it has the title of the whole report already.
+    let mut section = Section::new(2, if alone { "What ran".into() } else { title(record) });
     section.push(Block::Facts(facts));
     if !record.failures.is_empty() {
         let count = record.failures.len();

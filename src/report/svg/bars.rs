@@ -4,7 +4,7 @@ use super::canvas::{Anchor, Canvas, LETTER};
 use super::scale::{Scale, tick};
 use crate::report::document::{Bar, Bars, Plot, Unit};
 
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 560.0;
 const ROW: f64 = 24.0;
 const THICK: f64 = 16.0;
 const HEADING: f64 = 24.0;
@@ -12,7 +12,7 @@ const TOP: f64 = 8.0;
 /// Below the last bar: ticks and the name of the axis.
 const FOOT: f64 = 44.0;
 /// Part names and totals get at most this.
-const MOST_LABEL: f64 = 210.0;
+const MOST_LABEL: f64 = 180.0;
 
 pub(super) fn draw(plot: &Plot, bars: &Bars, id: &str) -> String {
     let headings = bars.rows.iter().filter(|row| !row.group.is_empty()).count();
@@ -25,7 +25,7 @@ pub(super) fn draw(plot: &Plot, bars: &Bars, id: &str) -> String {
     let description = format!("{} Bars of {}.", plot.caption, bars.label);
     let mut canvas = Canvas::new(id, WIDTH, height, &plot.title, &description);
     // Beneath the bars: lines at round numbers, with as many numbers as there is room for.
-    for value in scale.ticks(((right - left) / 90.0) as usize) {
+    for value in scale.ticks(((right - left) / 80.0) as usize) {
         let x = scale.at(value);
         canvas.line(x, TOP, x, bottom, "grid");
         canvas.text(x, bottom + 16.0, Anchor::Middle, "tick", &tick(value, bars.unit));

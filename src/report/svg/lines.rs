@@ -5,8 +5,8 @@ use super::scale::{Scale, tick};
 use crate::report::document::{Lines, Mark, Plot, Unit};
 use crate::report::format::number;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 320.0;
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = WIDTH - 16.0;
 const TOP: f64 = 14.0;

@@ -6,8 +6,8 @@ use crate::report::document::{Mark, Plot, Roofline, Unit};
 use crate::report::format::prefixed;
 use crate::report::html::escape;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 380.0;
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 350.0;
 const LEFT: f64 = 72.0;
 const RIGHT: f64 = WIDTH - 16.0;
 const TOP: f64 = 14.0;

@@ -113,8 +113,10 @@ fn surface(canvas: &mut Canvas, picture: &Picture, step: &PictureStep, gradient:
     let (x, y) = CORNER;
     // The floor and the two walls behind it.
     let corners = [(0.0, 0.0), (ACROSS, 0.0), (ACROSS + DEPTH.0, DEPTH.1), DEPTH];
-    let floor: Vec<(f64, f64)> = corners.iter().chain(&corners[..1]).map(|(dx, dy)| (x + dx, y + dy)).collect();
-    canvas.polyline(&floor, "floor");
+    let floor: Vec<(f64, f64)> = corners.iter().map(|(dx, dy)| (x + dx, y + dy)).collect();
+    let path: Vec<String> = floor.iter().map(|(x, y)| format!("{} {}", coordinate(*x), coordinate(*y))).collect();
+    // In the colour of nothing, which is what shows where all ridges lie flat.
+    canvas.raw(&format!("<path class=\"floor\" fill=\"{}\" d=\"M{}z\"/>", hex(colour(0.0)), path.join("L")));
     for height in [0.5, 1.0] {
         let wall = [(0.0, 0.0), DEPTH, (ACROSS + DEPTH.0, DEPTH.1)];
         let wall: Vec<(f64, f64)> = wall.iter().map(|(dx, dy)| (x + dx, y + dy - TALL * height)).collect();
@@ -129,7 +131,7 @@ fn surface(canvas: &mut Canvas, picture: &Picture, step: &PictureStep, gradient:
     canvas.text(x - 5.0, y - TALL + 4.0, Anchor::End, "tick", &number(top));
     canvas.text(x - 5.0, y + 4.0, Anchor::End, "tick", "0");
     canvas.text(x + ACROSS / 2.0, y + 16.0, Anchor::Middle, "axis-name", "channels");
-    canvas.text(x + ACROSS + DEPTH.0 / 2.0 + 6.0, y + 4.0, Anchor::Start, "axis-name", "tokens");
+    canvas.text(PANEL - 2.0, y + 2.0, Anchor::End, "axis-name", "tokens");
 }
 
 fn write_ridge(
