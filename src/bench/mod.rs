@@ -1,11 +1,17 @@
 //! Measurements: layers, models, kernels, quantization and ablations, all written as one kind of [`Record`].
 
+mod ablate;
 mod machine;
+mod outliers;
 mod presets;
+mod quantize;
 mod record;
 mod times;
 
+pub use ablate::{Ablation, AblationError, AblationOptions, Base, Row, Source, Table, rows};
+pub use outliers::{Grid, OutlierProbe};
 pub use presets::{PRESETS, preset};
+pub use quantize::{QuantizeRun, measure_quantize};
 pub use record::{
     AblationPoint, Ceilings, FORMAT, Failure, KernelPoint, KernelTime, Machine, Magnitudes, Memory, ModelShape,
     OutlierPoint, Phase, Points, QuantizePoint, Record, SpeedPoint, Stage, Times, VERSION,

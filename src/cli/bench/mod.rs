@@ -1,5 +1,9 @@
 //! `duquant bench`, one file a subcommand.
 
+mod ablate;
+mod calibration;
+mod outliers;
+mod quantize;
 mod sink;
 
 use super::console::Console;
@@ -14,8 +18,19 @@ pub(super) struct Args {
 }
 
 #[derive(Subcommand)]
-enum What {}
+enum What {
+    /// Measure the perplexity of the paper's ablations
+    Ablate(Box<ablate::Args>),
+    /// Show the outliers of a linear's input along its transform
+    Outliers(outliers::Args),
+    /// Measure how long quantization takes, and how much memory
+    Quantize(quantize::Args),
+}
 
-pub(super) fn run(args: &Args, _console: &Console) -> Result<()> {
-    match args.what {}
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    match &args.what {
+        What::Ablate(args) => ablate::run(args, console),
+        What::Outliers(args) => outliers::run(args, console),
+        What::Quantize(args) => quantize::run(args, console),
+    }
 }
