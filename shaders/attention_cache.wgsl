@@ -12,6 +12,8 @@ struct Immediates {
     // Of attention_decode: spans of keys, and which span is the first.
     splits: u32,
     first_span: u32,
+    // Row of the first token in queries and output, which may hold other sequences' tokens too.
+    row: u32,
 }
 
 var<immediate> p: Immediates;
@@ -46,7 +48,7 @@ fn words() -> u32 {
 }
 
 fn query_row(token: u32, head: u32) -> u32 {
-    return (token * p.kv_heads * GROUP + head) * select(QUADS + 4u, HEAD_DIM, key_is_float());
+    return ((p.row + token) * p.kv_heads * GROUP + head) * select(QUADS + 4u, HEAD_DIM, key_is_float());
 }
 
 // Word `w` of a key: four codes, one a byte, or the bits of an f32.

@@ -2,6 +2,8 @@
 
 struct Immediates {
     splits: u32,
+    // Of the output: the first query and head.
+    first: u32,
 }
 
 var<immediate> p: Immediates;
@@ -36,7 +38,7 @@ fn attention_merge(
             sum += shrink * vec2(workspace[at + 2u * pair], workspace[at + 2u * pair + 1u]);
         }
         let result = sum / total;
-        let place = group.x * HEAD_DIM + 2u * pair;
+        let place = (p.first + group.x) * HEAD_DIM + 2u * pair;
         if (OUT_BITS == 16u) {
             out[place / 2u] = pack2x16float(result);
         } else {

@@ -263,7 +263,7 @@ fn attention_prefill(
     offset = row_sum(offset, tx, ty);
     for (var i = 0u; i < 4u; i++) {
         if (first_row + 4u * ty + i < rows) {
-            let at = (token[i] * p.kv_heads * GROUP + head[i]) * HEAD_DIM;
+            let at = ((p.row + token[i]) * p.kv_heads * GROUP + head[i]) * HEAD_DIM;
             for (var part = 0u; part < PARTS; part++) {
                 let quad = part * 8u + tx;
                 if (quad < QUADS) {

@@ -206,7 +206,7 @@ fn attention_reproducible(
         let item = local + 64u * i;
         let r = item / QUADS;
         if (item < ROWS * QUADS && first_row + r < rows) {
-            let at = (row[r] / GROUP * p.kv_heads + kv_head) * GROUP + row[r] % GROUP;
+            let at = ((p.row + row[r] / GROUP) * p.kv_heads + kv_head) * GROUP + row[r] % GROUP;
             write_quad(at * HEAD_DIM + 4u * (item % QUADS), acc[i] * totals[r * LANES]);
         }
     }

@@ -9,6 +9,8 @@ struct Immediates {
     capacity: u32,
     heads: u32,
     kv_heads: u32,
+    // Row of the first token in input and queries, which may hold other sequences' tokens too.
+    row: u32,
 }
 
 var<immediate> p: Immediates;
@@ -112,7 +114,7 @@ fn rope_hadamard_quantize(
     let is_query = head < p.heads;
     let is_value = head >= p.heads + p.kv_heads;
     let position = p.position + token;
-    let source = (token * all_heads + head) * HEAD_DIM;
+    let source = ((p.row + token) * all_heads + head) * HEAD_DIM;
     let base = row * HEAD_DIM;
 
     for (var i = lane; i < HALF; i += LANES) {
@@ -208,7 +210,7 @@ fn rope_hadamard_quantize(
     let query_bits = select(8u, 32u, KEY_BITS > 8u);
     let bits = select(select(KEY_BITS, VALUE_BITS, is_value), query_bits, is_query);
     let words = HEAD_DIM * bits / 32u;
-    let query_row = (token * p.heads + head) * (words + select(0u, 4u, bits <= 8u));
+    let query_row = ((p.row + token) * p.heads + head) * (words + select(0u, 4u, bits <= 8u));
     let place = select(slot * words, query_row, is_query);
     var sum = 0u;
     if (bits <= 8u) {

@@ -121,6 +121,17 @@ impl Checkpoint {
         Ok(Self { path: path.into(), config, config_json, source: Source::HuggingFace(shards) })
     }
 
+    /// The same checkpoint as a model of its first `layers` layers, for whoever measures a part of it. A folder of this
+    /// program, whose manifest counts layers, stays as it is, and so does a checkpoint that has no more.
+    #[must_use]
+    pub fn first_layers(mut self, layers: usize) -> Self {
+        if layers < self.config.layers && !matches!(self.source, Source::DuQuant(_)) {
+            self.config.layers = layers;
+            self.config_json["num_hidden_layers"] = layers.into();
+        }
+        self
+    }
+
     /// What kind of checkpoint it is.
     #[must_use]
     pub fn format(&self) -> Format {

@@ -19,6 +19,8 @@ pub(super) struct Segment {
     /// Its first row in the pass.
     pub(super) first: usize,
     pub(super) tokens: usize,
+    /// Tokens of it in the passes before.
+    pub(super) offset: usize,
 }
 
 /// Cuts a run of `tokens` tokens of each of `sequences` sequences, laid one sequence behind the other, into passes of at most
@@ -29,7 +31,7 @@ pub(super) fn passes(sequences: usize, tokens: usize, rows: usize) -> Vec<Vec<Se
         let end = (start + rows).min(all);
         let segment = |sequence: usize| {
             let (from, to) = ((sequence * tokens).max(start), ((sequence + 1) * tokens).min(end));
-            Segment { sequence, first: from - start, tokens: to - from }
+            Segment { sequence, first: from - start, tokens: to - from, offset: from - sequence * tokens }
         };
         (start / tokens..end.div_ceil(tokens)).map(segment).collect()
     };
@@ -58,6 +60,7 @@ mod tests {
                 for segment in segments {
                     assert_eq!(segment.first, row);
                     assert!(segment.tokens > 0);
+                    assert_eq!(segment.offset, seen[segment.sequence]);
                     row += segment.tokens;
                     seen[segment.sequence] += segment.tokens;
                 }

@@ -180,7 +180,8 @@ impl Model {
         }
     }
 
-    /// What an operation of the first layer runs for so many tokens, for reports.
+    /// What an operation of the first layer runs for so many tokens, for reports; of RoPE and attention, for so many of one
+    /// sequence.
     #[must_use]
     pub fn kernel(&self, operation: Operation, tokens: usize) -> String {
         match &self.engine {
@@ -261,8 +262,16 @@ impl Model {
     }
 
     /// Device time in seconds of `tokens` tokens of each sequence in the decoder layers alone, without embedding, last norm and
-    /// output head. The residual stream is `x` `[rows, hidden]`, repeated as often as needed.
-    pub(crate) fn run_layers(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<f64, Error> {
+    /// output head: what benchmarks time. The residual stream of each pass is `x` `[rows, hidden]`, repeated as often as needed, and
+    /// its loading is not counted.
+    ///
+    /// On CUDA between events, and a step of one token as a graph, as decoding runs it; on wgpu between time stamps where the device
+    /// has them; otherwise by this machine's clock. There are no logits afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `x` is not whole rows, at least one; [`Error::Capacity`]; [`Error::Kernel`] otherwise.
+    pub fn run_layers(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<f64, Error> {
+        check_whole_rows("residual stream", x, self.config.hidden)?;
         state.check_room(tokens)?;
         state.last = 0;
         match (&self.engine, &mut state.inner) {
@@ -278,7 +287,11 @@ impl Model {
 
     /// As [`Model::run_layers`], by operation in the order of [`Operation::ALL`]. What lies between the operations is not counted,
     /// and stopping after each takes time of its own: their sum is not the time of a run.
-    pub(crate) fn time_operations(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<Vec<f64>, Error> {
+    ///
+    /// # Errors
+    /// As [`Model::run_layers`].
+    pub fn time_operations(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<Vec<f64>, Error> {
+        check_whole_rows("residual stream", x, self.config.hidden)?;
         state.check_room(tokens)?;
         state.last = 0;
         match (&self.engine, &mut state.inner) {
@@ -293,8 +306,17 @@ impl Model {
     }
 
     /// Gives each sequence a context of `tokens` tokens that no prompt was run for: keys and values are those of `qkv`
-    /// `[rows, (H + 2 Hkv) D]`, repeated as often as needed. What decoding is timed on.
-    pub(crate) fn fill(&self, state: &mut State, qkv: &[f32], tokens: usize) -> Result<(), Error> {
+    /// `[rows, (H + 2 Hkv) D]`, repeated as often as needed, in every layer. What decoding is timed on. Tokens that were there before
+    /// become those of the first sequence's first layer.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `qkv` is not whole rows, at least one; [`Error::Capacity`]; [`Error::Kernel`] otherwise.
+    pub fn fill(&self, state: &mut State, qkv: &[f32], tokens: usize) -> Result<(), Error> {
+        check_whole_rows(
+            "keys and values",
+            qkv,
+            (self.config.heads + 2 * self.config.kv_heads) * self.config.head_dim,
+        )?;
         state.check_room(tokens)?;
         state.last = 0;
         match (&self.engine, &mut state.inner) {
@@ -382,6 +404,15 @@ impl Model {
             }),
         }
     }
+}
+
+/// Ok when `x` is rows of `width` numbers, at least one.
+fn check_whole_rows(place: &str, x: &[f32], width: usize) -> Result<(), Error> {
+    if x.is_empty() || !x.len().is_multiple_of(width) {
+        let (expected, got) = (format!("rows of {width} numbers, at least one"), x.len().to_string());
+        return Err(Error::Shape { place: place.into(), expected, got });
+    }
+    Ok(())
 }
 
 /// Rows of logits that are held at a time while tokens are chosen.

@@ -1,8 +1,12 @@
 //! `duquant bench`, one file a subcommand.
 
+mod ablate;
+mod calibration;
 mod kernel;
 mod layer;
 mod model;
+mod outliers;
+mod quantize;
 mod sink;
 mod speed;
 
@@ -25,6 +29,12 @@ enum What {
     Kernel(kernel::Args),
     /// All layers, end to end: prefill, decode and memory
     Model(model::Args),
+    /// Measure the perplexity of the paper's ablations
+    Ablate(Box<ablate::Args>),
+    /// Show the outliers of a linear's input along its transform
+    Outliers(outliers::Args),
+    /// Measure how long quantization takes, and how much memory
+    Quantize(quantize::Args),
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
@@ -32,5 +42,8 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
         What::Layer(args) => layer::run(args, console),
         What::Kernel(args) => kernel::run(args, console),
         What::Model(args) => model::run(args, console),
+        What::Ablate(args) => ablate::run(args, console),
+        What::Outliers(args) => outliers::run(args, console),
+        What::Quantize(args) => quantize::run(args, console),
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::bench::{Event, Failure, Machine, ModelShape, Points, Record};
 use crate::cli::console::Console;
-use anyhow::{Context, Result, bail};
+use crate::cli::report::write_whole;
+use crate::report;
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Flags of every subcommand that measures.
 #[derive(clap::Args)]
@@ -85,21 +86,12 @@ impl<'a> Sink<'a> {
     }
 
     fn save(&self) -> Result<()> {
-        self.out.as_deref().map_or(Ok(()), |path| write(path, &self.record))
+        let Some(path) = &self.out else { return Ok(()) };
+        write_whole(path, &(serde_json::to_string_pretty(&self.record)? + "\n"))
     }
 }
 
-/// Replaces `path` at once, so that a reader never sees half a record.
-fn write(path: &Path, record: &Record) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = || format!("cannot write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    serde_json::to_writer_pretty(&mut file, record).with_context(failed)?;
-    file.write_all(b"\n").with_context(failed)?;
-    file.persist(path).map_err(|fault| fault.error).with_context(failed)?;
-    Ok(())
-}
-
 fn describe(record: &Record) -> String {
-    serde_json::to_string_pretty(record).unwrap_or_default()
+    let source = report::Source { name: "this run".into(), record: record.clone() };
+    report::terminal(&report::document(&[source]))
 }

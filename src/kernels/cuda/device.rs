@@ -1,7 +1,9 @@
+use super::checks::unsupported;
 use super::{Address, Chip, Dtype, Error, Kernel, Launch, Stream};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What kernels run on. A host runtime with its own way of loading and launching may bring its own.
 pub trait Device: Send + Sync {
@@ -88,6 +90,40 @@ pub trait Device: Send + Sync {
     fn capture(&self, record: &mut dyn FnMut(Stream) -> Result<(), Error>) -> Result<Option<Box<dyn Replay>>, Error> {
         let _ = record;
         Ok(None)
+    }
+
+    /// Marks where the stream's work stands now, so that two marks tell the time between them. A device without events waits for
+    /// the stream and takes this machine's clock.
+    ///
+    /// # Errors
+    /// [`Error::Driver`].
+    fn mark(&self, stream: Stream) -> Result<Box<dyn Mark>, Error> {
+        self.synchronize(stream)?;
+        Ok(Box::new(Instant::now()))
+    }
+}
+
+/// What [`Device::mark`] gives.
+pub trait Mark: Any + Send + Sync {
+    /// Waits for the mark and gives the seconds since `earlier`, a mark of the same device.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], also for what failed in between; [`Error::Kernel`](super::Error::Kernel) for another device's mark.
+    fn seconds_since(&self, earlier: &dyn Mark) -> Result<f64, Error>;
+}
+
+impl Mark for Instant {
+    fn seconds_since(&self, earlier: &dyn Mark) -> Result<f64, Error> {
+        Ok(self.duration_since(*same_kind::<Self>(earlier)?).as_secs_f64())
+    }
+}
+
+/// `mark` as one of a device's own.
+pub(super) fn same_kind<M: Mark>(mark: &dyn Mark) -> Result<&M, Error> {
+    let mark: &dyn Any = mark;
+    match mark.downcast_ref() {
+        Some(mark) => Ok(mark),
+        None => unsupported("mark", "one of the same device", "another device's"),
     }
 }
 

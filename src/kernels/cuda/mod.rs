@@ -74,7 +74,7 @@ pub use argmax::{ArgmaxDesc, ArgmaxPlan, NextStep};
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan};
 pub use chip::{Arch, Chip};
 pub use cubins::{Cubin, CubinCache};
-pub use device::{Device, Function, MatrixProduct, Replay};
+pub use device::{Device, Function, Mark, MatrixProduct, Replay};
 pub use driver::{Driver, Event, Graph, IntegerProduct, MemoryUse, OwnedStream};
 pub use dtype::Dtype;
 pub use embedding::{EmbeddingDesc, EmbeddingPlan};

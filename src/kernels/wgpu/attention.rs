@@ -4,7 +4,7 @@
 mod reproducible;
 
 use super::super::Affine;
-use super::kv_cache::{KvBinding, KvLayout, QueryLayout, check_binding, check_range, check_workgroups};
+use super::kv_cache::{KvBinding, KvLayout, QueryLayout, check_binding, check_range, check_rows, check_workgroups};
 use super::pipelines::{Bound, Kernel, Operand};
 use super::{Access, Dtype, Error, Gpu, Recorder, Shader, Variant};
 use ::wgpu::BufferBinding;
@@ -16,21 +16,21 @@ static PREFILL: Shader = Shader {
     name: "attention_prefill",
     sources: &[CACHE, include_str!("../../../shaders/attention_prefill.wgsl")],
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
-    immediates: 28,
+    immediates: 32,
 };
 
 static DECODE: Shader = Shader {
     name: "attention_decode",
     sources: &[CACHE, include_str!("../../../shaders/attention_decode.wgsl")],
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
-    immediates: 28,
+    immediates: 32,
 };
 
 static MERGE: Shader = Shader {
     name: "attention_merge",
     sources: &[include_str!("../../../shaders/attention_merge.wgsl")],
     bindings: &[Access::Read, Access::Write],
-    immediates: 4,
+    immediates: 8,
 };
 
 /// Rows (queries x heads of a group) of a workgroup of `attention_prefill`.
@@ -70,6 +70,8 @@ pub struct AttentionDesc {
 #[derive(Debug, Clone)]
 pub struct AttentionPlan {
     desc: AttentionDesc,
+    /// Rows of queries and output.
+    rows: usize,
     kernels: Kernels<Arc<Kernel>>,
 }
 
@@ -102,6 +104,7 @@ pub struct AttentionOperands<'a> {
 #[derive(Debug, Clone)]
 pub struct BoundAttention {
     desc: AttentionDesc,
+    rows: usize,
     kernels: Kernels<Bound>,
 }
 
@@ -120,7 +123,8 @@ impl AttentionPlan {
         }
         check_binding(gpu, "out", desc.out_bytes())?;
         if let Some(fused) = gpu.reproducible() {
-            return Ok(Self { desc: *desc, kernels: Kernels::Reproducible(reproducible::kernel(gpu, desc, fused)?) });
+            let kernels = Kernels::Reproducible(reproducible::kernel(gpu, desc, fused)?);
+            return Ok(Self { desc: *desc, rows: desc.tokens_max, kernels });
         }
         check_binding(gpu, "workspace", desc.workspace_bytes())?;
         let tokens = desc.tokens_max.min(DECODE_TOKENS);
@@ -136,7 +140,20 @@ impl AttentionPlan {
             if desc.tokens_max > DECODE_TOKENS { Some(gpu.kernel(&PREFILL, &prefill_variant(desc))?) } else { None };
         let decode = gpu.kernel(&DECODE, &decode_variant(desc))?;
         let merge = gpu.kernel(&MERGE, &merge_variant(desc))?;
-        Ok(Self { desc: *desc, kernels: Kernels::Fast { prefill, decode, merge } })
+        Ok(Self { desc: *desc, rows: desc.tokens_max, kernels: Kernels::Fast { prefill, decode, merge } })
+    }
+
+    /// The same plan for queries and an output of `rows` rows, at least `tokens_max`: the tokens of several sequences, each with a
+    /// cache and a call of its own ([`BoundAttention::enqueue_at`]).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] for fewer rows, [`Error::Limit`] for more than the device can bind.
+    pub fn with_rows(self, gpu: &Gpu, rows: usize) -> Result<Self, Error> {
+        check_range("rows", rows, self.desc.tokens_max, 1 << 30)?;
+        let plan = Self { rows, ..self };
+        check_binding(gpu, "queries", plan.queries().bytes())?;
+        check_binding(gpu, "out", plan.out_bytes())?;
+        Ok(plan)
     }
 
     /// What it was planned for.
@@ -148,7 +165,7 @@ impl AttentionPlan {
     /// How the queries that it reads lie.
     #[must_use]
     pub fn queries(&self) -> QueryLayout {
-        self.desc.queries()
+        QueryLayout { tokens_max: self.rows, ..self.desc.queries() }
     }
 
     /// Which kernel runs for so many tokens (`attention_merge` follows `attention_decode`).
@@ -161,10 +178,10 @@ impl AttentionPlan {
         }
     }
 
-    /// Bytes of the output, `[tokens_max, H D]`.
+    /// Bytes of the output, `[tokens_max, H D]` or as many rows as [`Self::with_rows`] says.
     #[must_use]
     pub fn out_bytes(&self) -> u64 {
-        self.desc.out_bytes()
+        AttentionDesc { tokens_max: self.rows, ..self.desc }.out_bytes()
     }
 
     /// Bytes of the partial outputs of a call that is split over the context; 0 where no call is.
@@ -203,7 +220,7 @@ impl AttentionPlan {
             },
             Kernels::Reproducible(kernel) => Kernels::Reproducible(gpu.bind(kernel, &with(to_out()))?),
         };
-        Ok(BoundAttention { desc: self.desc, kernels })
+        Ok(BoundAttention { desc: self.desc, rows: self.rows, kernels })
     }
 }
 
@@ -213,8 +230,23 @@ impl BoundAttention {
     /// # Errors
     /// [`Error::Kernel`] for more tokens than planned or than the cache has room for. Nothing is recorded then.
     pub fn enqueue(&self, recorder: &mut Recorder<'_>, tokens: usize, position: usize) -> Result<(), Error> {
+        self.enqueue_at(recorder, 0, tokens, position)
+    }
+
+    /// As [`Self::enqueue`], for the queries from row `row` on; the output goes to the same rows.
+    ///
+    /// # Errors
+    /// As [`Self::enqueue`], and for rows beyond those of [`AttentionPlan::with_rows`].
+    pub fn enqueue_at(
+        &self,
+        recorder: &mut Recorder<'_>,
+        row: usize,
+        tokens: usize,
+        position: usize,
+    ) -> Result<(), Error> {
         let AttentionDesc { heads, window, cache, .. } = self.desc;
         self.desc.queries().check_tokens(tokens)?;
+        check_rows(row, tokens, self.rows)?;
         cache.check_room(tokens, position)?;
         if tokens == 0 {
             return Ok(());
@@ -224,7 +256,7 @@ impl BoundAttention {
         let first_span = (position + 1).saturating_sub(window) / SPAN;
         let splits = (position + tokens).div_ceil(SPAN) - first_span;
         let immediates =
-            [tokens, position, cache.capacity, cache.kv_heads, window, splits, first_span].map(|x| x as u32);
+            [tokens, position, cache.capacity, cache.kv_heads, window, splits, first_span, row].map(|x| x as u32);
         let immediates = bytemuck::bytes_of(&immediates);
         let kv_heads = cache.kv_heads as u32;
         match &self.kernels {
@@ -237,8 +269,8 @@ impl BoundAttention {
             Kernels::Fast { decode, merge, .. } => {
                 let blocks = rows.div_ceil(self.desc.decode_rows()) as u32;
                 recorder.dispatch(decode, immediates, [splits as u32, kv_heads * blocks, 1]);
-                let splits = (splits as u32).to_ne_bytes();
-                recorder.dispatch(merge, &splits, [(tokens * heads) as u32, 1, 1]);
+                let immediates = [splits as u32, (row * heads) as u32];
+                recorder.dispatch(merge, bytemuck::bytes_of(&immediates), [(tokens * heads) as u32, 1, 1]);
             }
         }
         Ok(())

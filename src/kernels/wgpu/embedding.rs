@@ -54,7 +54,7 @@ pub struct EmbeddingDesc {
 /// `out[t] = table[ids[t]]`. An id of `V` or more gives a row of zeros.
 ///
 /// A table larger than one binding may be is bound in [`Self::parts`], each read by a dispatch of its own.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EmbeddingPlan {
     desc: EmbeddingDesc,
     parts: Vec<Range<usize>>,
@@ -113,6 +113,14 @@ impl EmbeddingPlan {
     #[must_use]
     pub fn kernel(&self, _tokens: usize) -> &str {
         EMBEDDING.name
+    }
+
+    /// The same plan for at most `m_max` tokens, where those are fewer: its operands are smaller.
+    #[must_use]
+    pub fn limited(&self, m_max: usize) -> Self {
+        let mut plan = self.clone();
+        plan.desc.m_max = m_max.clamp(1, plan.desc.m_max);
+        plan
     }
 
     /// The rows of the table that each binding holds, in order. All but the last begin and end at bytes that a device can

@@ -228,6 +228,15 @@ pub(super) fn check_range(what: &'static str, got: usize, least: usize, most: us
     Err(KernelError::Unsupported { what, expected: format!("{least} to {most}"), got: got.to_string() }.into())
 }
 
+/// Ok when the rows `row .. row + tokens` are among `rows`.
+pub(super) fn check_rows(row: usize, tokens: usize, rows: usize) -> Result<(), Error> {
+    if row.checked_add(tokens).is_none_or(|end| end > rows) {
+        let (expected, got) = (format!("at most {rows} rows"), format!("{row} + {tokens}"));
+        return Err(KernelError::Unsupported { what: "row + tokens", expected, got }.into());
+    }
+    Ok(())
+}
+
 /// Ok when the device can bind so many bytes.
 pub(super) fn check_binding(gpu: &Gpu, what: &str, bytes: u64) -> Result<(), Error> {
     let limits = gpu.limits();

@@ -15,17 +15,31 @@ pub struct Recorder<'a> {
     pass: Option<ComputePass<'static>>,
     encoder: &'a mut CommandEncoder,
     timer: Option<&'a mut Timer>,
+    /// Whether a pass between two time stamps takes more than one kernel.
+    whole: bool,
 }
 
 impl<'a> Recorder<'a> {
     /// Records into `encoder`.
     pub fn new(encoder: &'a mut CommandEncoder) -> Self {
-        Self { pass: None, encoder, timer: None }
+        Self { pass: None, encoder, timer: None, whole: false }
     }
 
     /// Records into `encoder`, each kernel in a pass of its own between two time stamps.
     pub fn timed(encoder: &'a mut CommandEncoder, timer: &'a mut Timer) -> Self {
-        Self { pass: None, encoder, timer: Some(timer) }
+        Self { pass: None, encoder, timer: Some(timer), whole: false }
+    }
+
+    /// Records into `encoder` with one pass, and one pair of time stamps, for all kernels that no copy stands between: they run as
+    /// fast as those that nobody times.
+    pub fn timed_as_one(encoder: &'a mut CommandEncoder, timer: &'a mut Timer) -> Self {
+        Self { pass: None, encoder, timer: Some(timer), whole: true }
+    }
+
+    /// Pairs of time stamps that the timer holds so far.
+    #[must_use]
+    pub fn stamped(&self) -> usize {
+        self.timer.as_ref().map_or(0, |timer| timer.names.len())
     }
 
     /// Records one dispatch. Does nothing when a dimension of `workgroups` is 0.
@@ -35,22 +49,19 @@ impl<'a> Recorder<'a> {
         }
         let kernel = &bound.kernel;
         debug_assert_eq!(immediates.len(), kernel.immediates() as usize, "{}", kernel.name);
-        let writes = self.timer.as_mut().and_then(|timer| timer.next(kernel.name));
-        if let Some((set, index)) = writes {
+        let encoder = &mut *self.encoder;
+        if self.timer.is_some() && !self.whole {
             self.pass = None;
-            let timestamp_writes = Some(ComputePassTimestampWrites {
-                query_set: &set,
-                beginning_of_pass_write_index: Some(index),
+        }
+        let timer = &mut self.timer;
+        let pass = self.pass.get_or_insert_with(|| {
+            let stamps = timer.as_mut().and_then(|timer| timer.next(kernel.name));
+            let timestamp_writes = stamps.as_ref().map(|(set, index)| ComputePassTimestampWrites {
+                query_set: set,
+                beginning_of_pass_write_index: Some(*index),
                 end_of_pass_write_index: Some(index + 1),
             });
-            let descriptor = ComputePassDescriptor { label: Some(kernel.name), timestamp_writes };
-            let mut pass = self.encoder.begin_compute_pass(&descriptor);
-            record(&mut pass, bound, immediates, workgroups);
-            return;
-        }
-        let encoder = &mut *self.encoder;
-        let pass = self.pass.get_or_insert_with(|| {
-            let descriptor = ComputePassDescriptor { label: Some("duquant"), timestamp_writes: None };
+            let descriptor = ComputePassDescriptor { label: Some("duquant"), timestamp_writes };
             encoder.begin_compute_pass(&descriptor).forget_lifetime()
         });
         record(pass, bound, immediates, workgroups);

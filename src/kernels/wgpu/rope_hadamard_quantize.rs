@@ -3,7 +3,7 @@
 use super::super::cpu::RopeTable;
 use super::super::{Affine, Error as KernelError};
 use super::arithmetic::PRELUDES;
-use super::kv_cache::{KvBinding, KvLayout, QueryLayout, check_binding, check_workgroups};
+use super::kv_cache::{KvBinding, KvLayout, QueryLayout, check_binding, check_range, check_rows, check_workgroups};
 use super::pipelines::{Bound, Kernel, Operand};
 use super::{Access, Dtype, Error, Gpu, Recorder, Shader, Variant};
 use ::wgpu::{Buffer, BufferBinding};
@@ -15,7 +15,7 @@ static SHADER: Shader = Shader {
     name: "rope_hadamard_quantize",
     sources: &[KERNEL, include_str!("../../../shaders/rope_fast.wgsl")],
     bindings: &[Access::Read, Access::Read, Access::Write, Access::Write, Access::Write, Access::Write],
-    immediates: 16,
+    immediates: 20,
 };
 
 static REPRODUCIBLE: Shader =
@@ -49,6 +49,8 @@ pub struct RopeHadamardQuantizeDesc {
 #[derive(Debug, Clone)]
 pub struct RopeHadamardQuantizePlan {
     desc: RopeHadamardQuantizeDesc,
+    /// Rows of input and queries.
+    rows: usize,
     kernel: Arc<Kernel>,
 }
 
@@ -69,6 +71,7 @@ pub struct RopeHadamardQuantizeOperands<'a> {
 #[derive(Debug, Clone)]
 pub struct BoundRopeHadamardQuantize {
     desc: RopeHadamardQuantizeDesc,
+    rows: usize,
     bound: Bound,
 }
 
@@ -86,7 +89,20 @@ impl RopeHadamardQuantizePlan {
         check_binding(gpu, "rope", desc.rope_bytes())?;
         check_workgroups(gpu, "tokens_max", desc.tokens_max as u64)?;
         let (shader, variant) = variant(desc, gpu.reproducible());
-        Ok(Self { desc: *desc, kernel: gpu.kernel(shader, &variant)? })
+        Ok(Self { desc: *desc, rows: desc.tokens_max, kernel: gpu.kernel(shader, &variant)? })
+    }
+
+    /// The same plan for an input and queries of `rows` rows, at least `tokens_max`: the tokens of several sequences, each with a
+    /// cache and a call of its own ([`BoundRopeHadamardQuantize::enqueue_at`]).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] for fewer rows, [`Error::Limit`] for more than the device can bind.
+    pub fn with_rows(self, gpu: &Gpu, rows: usize) -> Result<Self, Error> {
+        check_range("rows", rows, self.desc.tokens_max, 1 << 30)?;
+        let plan = Self { rows, ..self };
+        check_binding(gpu, "qkv", plan.qkv_bytes())?;
+        check_binding(gpu, "queries", plan.queries().bytes())?;
+        Ok(plan)
     }
 
     /// What it was planned for.
@@ -98,7 +114,11 @@ impl RopeHadamardQuantizePlan {
     /// How the queries that it writes lie.
     #[must_use]
     pub fn queries(&self) -> QueryLayout {
-        QueryLayout::new(self.desc.heads, self.desc.tokens_max, &self.desc.cache)
+        QueryLayout::new(self.desc.heads, self.rows, &self.desc.cache)
+    }
+
+    fn qkv_bytes(&self) -> u64 {
+        RopeHadamardQuantizeDesc { tokens_max: self.rows, ..self.desc }.qkv_bytes()
     }
 
     /// Which kernel runs for so many tokens.
@@ -120,14 +140,14 @@ impl RopeHadamardQuantizePlan {
         let layout = &self.desc.cache;
         let operand = |name, binding: &_, bytes| Operand { name, binding: BufferBinding::clone(binding), bytes };
         let operands = [
-            operand("qkv", qkv, self.desc.qkv_bytes()),
+            operand("qkv", qkv, self.qkv_bytes()),
             operand("rope", rope, self.desc.rope_bytes()),
             operand("queries", queries, self.queries().bytes()),
             operand("keys", &cache.keys, layout.key_bytes()),
             operand("values", &cache.values, layout.value_bytes()),
             operand("params", &cache.params, layout.param_bytes()),
         ];
-        Ok(BoundRopeHadamardQuantize { desc: self.desc, bound: gpu.bind(&self.kernel, &operands)? })
+        Ok(BoundRopeHadamardQuantize { desc: self.desc, rows: self.rows, bound: gpu.bind(&self.kernel, &operands)? })
     }
 }
 
@@ -137,10 +157,25 @@ impl BoundRopeHadamardQuantize {
     /// # Errors
     /// [`Error::Kernel`] for more tokens than planned or than the cache has room for. Nothing is recorded then.
     pub fn enqueue(&self, recorder: &mut Recorder<'_>, tokens: usize, position: usize) -> Result<(), Error> {
+        self.enqueue_at(recorder, 0, tokens, position)
+    }
+
+    /// As [`Self::enqueue`], for the input's rows from `row` on; queries go to the same rows.
+    ///
+    /// # Errors
+    /// As [`Self::enqueue`], and for rows beyond those of [`RopeHadamardQuantizePlan::with_rows`].
+    pub fn enqueue_at(
+        &self,
+        recorder: &mut Recorder<'_>,
+        row: usize,
+        tokens: usize,
+        position: usize,
+    ) -> Result<(), Error> {
         let RopeHadamardQuantizeDesc { heads, tokens_max, cache, .. } = self.desc;
         QueryLayout::new(heads, tokens_max, &cache).check_tokens(tokens)?;
+        check_rows(row, tokens, self.rows)?;
         cache.check_room(tokens, position)?;
-        let immediates = [position as u32, cache.capacity as u32, heads as u32, cache.kv_heads as u32];
+        let immediates = [position, cache.capacity, heads, cache.kv_heads, row].map(|x| x as u32);
         let blocks = (heads + 2 * cache.kv_heads).div_ceil(ROWS);
         recorder.dispatch(&self.bound, bytemuck::bytes_of(&immediates), [blocks as u32, tokens as u32, 1]);
         Ok(())

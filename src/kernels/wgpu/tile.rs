@@ -185,7 +185,7 @@ impl FromStr for Tile {
 }
 
 /// A tile and the tokens up to which it is taken.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Rung<T> {
     pub(super) up_to: usize,
     pub(super) tile: Tile,

@@ -219,7 +219,7 @@ impl State {
         let Some(caches) = self.caches.first_mut() else { return Ok(()) };
         for chunk in x.chunks_mut(self.chunk * width) {
             self.buffers.residual[..chunk.len()].copy_from_slice(chunk);
-            let segments = [Segment { sequence: 0, first: 0, tokens: chunk.len() / width }];
+            let segments = [Segment { sequence: 0, first: 0, tokens: chunk.len() / width, offset: 0 }];
             let (lanes, buffers, workspace) = (&mut self.lanes, &mut self.buffers, &mut self.workspace);
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
             layer.forward(&segments, &self.rope, caches, lanes, buffers, workspace, observer, None)?;

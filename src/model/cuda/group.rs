@@ -152,7 +152,12 @@ impl Group {
         }
     }
 
-    /// Enqueues the group for the first `tokens` tokens.
+    /// What the prologue runs for so many tokens.
+    pub(super) fn prologue_kernel(&self, tokens: usize) -> String {
+        self.prologue.kernel(tokens)
+    }
+
+    /// Enqueues the group for the first `tokens` tokens. `between` is called behind the prologue.
     ///
     /// # Safety
     /// The operands must have room for them.
@@ -162,11 +167,13 @@ impl Group {
         stream: Stream,
         tokens: usize,
         operands: &Operands<'_>,
+        between: impl FnOnce() -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let Operands { x, norm, y, scratch } = *operands;
         // SAFETY: the caller's; the scratch has room for every group that it was made for.
         unsafe {
             let x = self.prologue.enqueue(device, stream, tokens, x, norm, scratch)?;
+            between()?;
             match &self.compute {
                 Compute::Integer { plan, weights } => {
                     plan.enqueue(device, stream, tokens, scratch.codes, weights.operand(), y, scratch.gemm)
@@ -188,8 +195,16 @@ pub(super) fn upload(
 ) -> Result<Buffer, DeviceError> {
     match dtype {
         Dtype::F32 => Buffer::upload(device, what, values),
-        Dtype::F16 => Buffer::upload(device, what, &values.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()),
-        Dtype::Bf16 => Buffer::upload(device, what, &values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
+        _ => Buffer::upload(device, what, &rounded(values.iter().copied(), dtype)),
+    }
+}
+
+/// The bytes of `values`, rounded to `dtype`.
+pub(super) fn rounded(values: impl Iterator<Item = f32>, dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => bytemuck::cast_slice(&values.collect::<Vec<_>>()).to_vec(),
+        Dtype::F16 => bytemuck::cast_slice(&values.map(f16::from_f32).collect::<Vec<_>>()).to_vec(),
+        Dtype::Bf16 => bytemuck::cast_slice(&values.map(bf16::from_f32).collect::<Vec<_>>()).to_vec(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One decoder layer on a device.
 
 use super::super::error::{At, Error};
+use super::super::operation::Operation;
 use super::group::{Group, Operands};
 use super::scratch::Scratch;
 use crate::checkpoint::{Config, Group as Name, LayerWeights};
@@ -17,24 +18,28 @@ pub(super) struct Layer {
     pub(super) groups: [Group; 4],
 }
 
-/// What the attention of every layer of a sequence shares.
+/// What the attention of every layer of a state shares.
 pub(super) struct Attention {
     pub(super) rope: RopeHadamardQuantizePlan,
     pub(super) plan: AttentionPlan,
     /// Cosines and sines.
     pub(super) table: Buffer,
-    /// Page numbers.
+    /// Page numbers of all sequences.
     pub(super) pages: Buffer,
 }
 
-/// One chunk of tokens on its way through the layers.
+/// One pass of tokens on their way through the layers.
 #[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
     pub(super) device: &'a dyn Device,
     pub(super) stream: Stream,
     pub(super) tokens: usize,
-    /// The [`Sequence`](crate::kernels::cuda::Sequence) of its tokens.
-    pub(super) sequence: Address,
+    /// The [`Sequence`](crate::kernels::cuda::Sequence)s that the tokens belong to.
+    pub(super) places: Address,
+    /// How many of them.
+    pub(super) sequences: usize,
+    /// Tokens of the one that has most.
+    pub(super) longest: usize,
     pub(super) scratch: &'a Scratch,
     pub(super) attention: &'a Attention,
 }
@@ -88,20 +93,23 @@ impl Layer {
         self.attention_norm.bytes() + self.mlp_norm.bytes() + self.groups.iter().map(Group::bytes).sum::<u64>()
     }
 
-    /// Enqueues the layer on the tokens of `call`, whose residual stream is in the scratch memory.
+    /// Enqueues the layer on the tokens of `call`, whose residual stream is in the scratch memory. `after` is called behind each
+    /// operation.
     ///
     /// # Safety
-    /// The call's memory must have room for its tokens, and the cache for its sequence.
-    pub(super) unsafe fn enqueue(&self, call: &Call<'_>, cache: &KvCache) -> Result<(), DeviceError> {
-        let Call { device, stream, tokens, sequence, scratch, attention } = *call;
+    /// The call's memory must have room for its tokens, and the cache for its sequences.
+    pub(super) unsafe fn enqueue(
+        &self,
+        call: &Call<'_>,
+        cache: &KvCache,
+        after: &mut dyn FnMut(Operation) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let Call { device, stream, tokens, scratch, attention, longest, .. } = *call;
         let Scratch { residual, qkv, attended, gate_up, .. } = *scratch;
-        let (sequences, page_table) = (sequence, attention.pages.address());
-        let run = |group: &Group, x, norm, y| {
-            // SAFETY: the caller's.
-            unsafe { group.enqueue(device, stream, tokens, &Operands { x, norm, y, scratch }) }
-        };
-        let [qkv_group, o_group, gate_up_group, down_group] = &self.groups;
-        run(qkv_group, residual, self.attention_norm.address(), qkv)?;
+        let (sequences, page_table) = (call.places, attention.pages.address());
+        let operands = |x, norm, y| Operands { x, norm, y, scratch };
+        // SAFETY: the caller's.
+        unsafe { self.run(Name::Qkv, call, &operands(residual, self.attention_norm.address(), qkv), after)? };
         let rope = RopeHadamardQuantizeOperands {
             qkv,
             rope: attention.table.address(),
@@ -110,7 +118,7 @@ impl Layer {
             sequences,
             page_table,
         };
-        let operands = AttentionOperands {
+        let attended_to = AttentionOperands {
             queries: scratch.queries,
             cache: cache.operand(),
             sequences,
@@ -120,12 +128,32 @@ impl Layer {
         };
         // SAFETY: the caller's.
         unsafe {
-            attention.rope.enqueue(device, stream, tokens, 1, &rope)?;
-            attention.plan.enqueue(device, stream, tokens, 1, tokens, &operands)?;
+            attention.rope.enqueue(device, stream, tokens, call.sequences, &rope)?;
+            after(Operation::RopeHadamardQuantize)?;
+            attention.plan.enqueue(device, stream, tokens, call.sequences, longest, &attended_to)?;
+            after(Operation::Attention)?;
+            self.run(Name::O, call, &operands(attended, 0, residual), after)?;
+            self.run(Name::GateUp, call, &operands(residual, self.mlp_norm.address(), gate_up), after)?;
+            self.run(Name::Down, call, &operands(gate_up, 0, residual), after)
         }
-        run(o_group, attended, 0, residual)?;
-        run(gate_up_group, residual, self.mlp_norm.address(), gate_up)?;
-        run(down_group, gate_up, 0, residual)
+    }
+
+    /// Enqueues one of the groups.
+    ///
+    /// # Safety
+    /// As [`Layer::enqueue`].
+    unsafe fn run(
+        &self,
+        name: Name,
+        call: &Call<'_>,
+        operands: &Operands<'_>,
+        after: &mut dyn FnMut(Operation) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let group = &self.groups[name as usize];
+        let between = || after(Operation::Prologue(name));
+        // SAFETY: the caller's.
+        unsafe { group.enqueue(call.device, call.stream, call.tokens, operands, between)? };
+        after(Operation::Gemm(name))
     }
 }
 

@@ -7,13 +7,19 @@ mod scratch;
 mod state;
 mod step;
 mod tables;
+mod timing;
 
 pub(super) use state::State;
 
 use super::KvQuantizer;
+use super::batch::StateDesc;
 use super::error::{At, Error};
+use super::operation::Operation;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::kernels::cuda::{Buffer, Device, Dtype, RmsNormPlan, RowsDesc, Stream};
+use crate::kernels::cuda::{
+    AttentionDesc, AttentionPlan, Buffer, Device, Dtype, Error as DeviceError, KvLayout, PAGE, RmsNormPlan,
+    RopeHadamardQuantizeDesc, RopeHadamardQuantizePlan, RowsDesc, Stream,
+};
 use layer::Layer;
 use std::ops::Range;
 use std::sync::Arc;
@@ -87,14 +93,43 @@ impl Model {
         groups.iter().map(|group| group.kernel(tokens)).collect()
     }
 
-    pub(super) fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(&self.0, capacity)
+    /// What `operation` of the first layer runs for so many tokens; of RoPE and attention, tokens of one sequence.
+    pub(super) fn kernel(&self, operation: Operation, tokens: usize) -> String {
+        let core = self.0.as_ref();
+        let groups = core.layers.first().map_or(&[][..], |layer| &layer.groups);
+        let heads = || core.head_plans(1, tokens.max(1), tokens.max(1));
+        let said = match operation {
+            Operation::Prologue(name) => Ok(groups.get(name as usize).map(|group| group.prologue_kernel(tokens))),
+            Operation::Gemm(name) => Ok(groups.get(name as usize).map(|group| group.kernel(tokens))),
+            Operation::RopeHadamardQuantize => heads().map(|(rope, _)| Some(rope.kernel(tokens))),
+            Operation::Attention => heads().and_then(|(_, attention)| attention.kernel(tokens)).map(Some),
+        };
+        said.map_or_else(|fault| fault.to_string(), Option::unwrap_or_default)
     }
 
-    /// Chunk by chunk; the hidden states of all tokens stay on the device.
+    pub(super) fn new_state(&self, desc: &StateDesc) -> Result<State, Error> {
+        State::new(&self.0, desc)
+    }
+
+    /// Pass by pass; the hidden states of all tokens stay on the device.
     pub(super) fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {
         self.check(state)?;
         state.forward(tokens)
+    }
+
+    pub(super) fn run_layers(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<f64, Error> {
+        self.check(state)?;
+        state.run_layers(x, tokens).at(|| "layers".into())
+    }
+
+    pub(super) fn time_operations(&self, state: &mut State, x: &[f32], tokens: usize) -> Result<Vec<f64>, Error> {
+        self.check(state)?;
+        state.time_operations(x, tokens).at(|| "layers".into())
+    }
+
+    pub(super) fn fill(&self, state: &mut State, qkv: &[f32], tokens: usize) -> Result<(), Error> {
+        self.check(state)?;
+        state.fill(qkv, tokens).at(|| "context".into())
     }
 
     /// `rows` are within the tokens of the last `forward`.
@@ -103,13 +138,42 @@ impl Model {
         state.logits(rows, logits)
     }
 
-    /// The likeliest token behind row `row`, the last one of the last `forward`; four bytes leave the device.
-    pub(super) fn greedy(&self, state: &mut State, row: usize) -> Result<u32, Error> {
+    /// The likeliest token behind each of `rows`, the last ones of each sequence; four bytes a row leave the device.
+    pub(super) fn greedy(&self, state: &mut State, rows: &[usize]) -> Result<Vec<u32>, Error> {
         self.check(state)?;
-        state.greedy(row)
+        state.greedy(rows)
     }
 
     fn check(&self, state: &State) -> Result<(), Error> {
         if Arc::ptr_eq(&self.0, &state.core) { Ok(()) } else { Err(Error::State) }
+    }
+}
+
+impl Core {
+    /// The kernels between the projections, for so many sequences of up to `room` tokens in passes of up to `rows` rows.
+    fn head_plans(
+        &self,
+        sequences: usize,
+        room: usize,
+        rows: usize,
+    ) -> Result<(RopeHadamardQuantizePlan, AttentionPlan), DeviceError> {
+        let Self { device, config, kv, types, .. } = self;
+        let pages = room.div_ceil(PAGE);
+        let cache = KvLayout {
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            pages: sequences.saturating_mul(pages),
+            key: kv.key,
+            value: kv.value,
+            float: types.cache,
+        };
+        // A pass has no more sequences than rows.
+        let (heads, tokens_max, sequences_max) = (config.heads, rows, sequences.min(rows));
+        let desc =
+            RopeHadamardQuantizeDesc { heads, tokens_max, sequences_max, positions: room, input: types.float, cache };
+        let rope = RopeHadamardQuantizePlan::plan(device.as_ref(), &desc)?;
+        let (context_max, window, out) = (pages * PAGE, config.sliding_window, types.float);
+        let desc = AttentionDesc { heads, tokens_max, sequences_max, context_max, window, out, cache };
+        Ok((rope, AttentionPlan::plan(device.as_ref(), &desc)?))
     }
 }

@@ -55,6 +55,16 @@ impl Prologue {
         if let Self::Transform { tables, .. } = self { tables.bytes() } else { 0 }
     }
 
+    /// Which kernel runs for so many tokens.
+    pub(super) fn kernel(&self, tokens: usize) -> String {
+        match self {
+            Self::Transform { plan, .. } => plan.kernel(tokens),
+            Self::RmsNorm(plan) => plan.kernel(tokens),
+            Self::SiluMul(plan) => plan.kernel(tokens),
+            Self::Nothing => "none".to_owned(),
+        }
+    }
+
     /// Enqueues `tokens` tokens `x`, with the RMSNorm's weight where there is one. Codes go to the scratch memory's; floating-point
     /// numbers are at the address that comes back.
     ///

@@ -1,4 +1,4 @@
-//! Device memory between the operations of a layer: one allocation a sequence, cut into regions.
+//! Device memory between the operations of a layer: one allocation a state, cut into regions.
 
 use super::super::error::{At, Error};
 use super::group::Group;
@@ -14,7 +14,9 @@ const ALIGNMENT: u64 = 256;
 /// What flows between the operations of a layer, for one chunk of tokens, and what they need for themselves.
 pub(super) struct Scratch {
     /// What the addresses lie in.
-    _memory: Buffer,
+    memory: Buffer,
+    /// Bytes of what flows between kernels; the rest they need for themselves.
+    flow: u64,
     /// Residual stream, `[chunk, hidden]`.
     pub(super) residual: Address,
     /// Stacked q, k, v, `[chunk, (H + 2 Hkv) D]`.
@@ -73,7 +75,7 @@ impl Scratch {
         let attention = region(attention.workspace_bytes());
         let choice = region(tables.workspace_bytes());
         let at = || "scratch memory".to_owned();
-        let memory = Buffer::new(device, "scratch memory of a sequence", end.max(ALIGNMENT) + ALIGNMENT).at(at)?;
+        let memory = Buffer::new(device, "scratch memory", end.max(ALIGNMENT) + ALIGNMENT).at(at)?;
         let start = memory.address().next_multiple_of(ALIGNMENT);
         device.fill(STREAM, start + gemm, 0, end - gemm).at(at)?;
         Ok(Self {
@@ -88,7 +90,13 @@ impl Scratch {
             attention: start + attention,
             logits: start + logits,
             choice: start + choice,
-            _memory: memory,
+            flow: gemm,
+            memory,
         })
+    }
+
+    /// Bytes of what flows between kernels, and of the rest: what they need for themselves.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.flow, self.memory.bytes() - self.flow)
     }
 }

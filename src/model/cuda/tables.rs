@@ -9,6 +9,9 @@ use crate::kernels::cuda::{
 };
 use std::sync::Arc;
 
+/// Most rows of logits that are computed at a time: what evaluation asks for.
+pub(super) const ROWS: usize = 128;
+
 /// The embedding table and the output head, which may be the same memory.
 ///
 /// Half precision and bfloat16 stay what they are, so that a head in another precision than the rest meets hidden states of its
@@ -47,7 +50,7 @@ impl Tables {
             }
             None => (None, dtype),
         };
-        let desc = ArgmaxDesc { m_max: 1, columns: vocabulary, input: Dtype::F32 };
+        let desc = ArgmaxDesc { m_max: ROWS, columns: vocabulary, input: Dtype::F32 };
         let argmax = ArgmaxPlan::plan(device.as_ref(), &desc).at(at)?;
         Ok(Self { embedding, argmax, table, head, head_type, vocabulary, hidden })
     }
@@ -119,20 +122,21 @@ impl Tables {
         unsafe { device.matrix_product(STREAM, &product) }
     }
 
-    /// Enqueues the choice of the likeliest token of one row of logits.
+    /// Enqueues the choice of the likeliest token of each of `rows` rows of logits, at most [`ROWS`].
     ///
     /// # Safety
     /// As [`ArgmaxPlan::enqueue`].
     pub(super) unsafe fn greedy(
         &self,
         device: &dyn Device,
+        rows: usize,
         logits: Address,
-        id: Address,
-        next: NextStep,
+        ids: Address,
+        next: Option<NextStep>,
         workspace: Address,
     ) -> Result<(), DeviceError> {
         // SAFETY: the caller's.
-        unsafe { self.argmax.enqueue(device, STREAM, 1, logits, id, Some(next), workspace) }
+        unsafe { self.argmax.enqueue(device, STREAM, rows, logits, ids, next, workspace) }
     }
 }
 

@@ -6,9 +6,9 @@ use super::scratch::Scratch;
 use crate::checkpoint::{LinearGroup, LinearWeights, Weight};
 use crate::kernels::cpu::{FloatValues, FloatWeights};
 use crate::kernels::wgpu::{
-    BoundTransformQuantize, Dtype, GemmFloatBound, GemmFloatDesc, GemmFloatPlan, GemmW4A4Bound, GemmW4A4Desc,
-    GemmW4A4Plan, Gpu, PackedFloatWeights, PackedWeights, Recorder, SourceBinding, TokenSource, TransformOutput,
-    TransformQuantizeDesc, TransformQuantizePlan, TransformShape, TransformTables, TransformTarget,
+    BoundTransformQuantize, Dtype, Error as DeviceError, GemmFloatBound, GemmFloatDesc, GemmFloatPlan, GemmW4A4Bound,
+    GemmW4A4Desc, GemmW4A4Plan, Gpu, PackedFloatWeights, PackedWeights, Recorder, SourceBinding, TokenSource,
+    TransformOutput, TransformQuantizeDesc, TransformQuantizePlan, TransformShape, TransformTables, TransformTarget,
 };
 use crate::kernels::{Affine, QuantizedMatrix};
 use ::wgpu::BufferBinding;
@@ -113,9 +113,9 @@ impl Group {
         matches!(self.compute, Compute::Integer { .. })
     }
 
-    /// Bytes of device memory that the prologue needs beside its operands.
-    pub(super) fn workspace_bytes(&self) -> u64 {
-        self.prologue.workspace_bytes()
+    /// Bytes of device memory that the prologue needs beside its operands, for calls of up to `rows` tokens.
+    pub(super) fn workspace_bytes(&self, rows: usize) -> u64 {
+        self.prologue.limited(rows).workspace_bytes()
     }
 
     /// Bytes of weights, biases and transforms on the device.
@@ -135,6 +135,11 @@ impl Group {
         }
     }
 
+    /// What the prologue runs for so many tokens.
+    pub(super) fn prologue_kernel(&self, tokens: usize) -> String {
+        self.prologue.kernel(tokens).to_owned()
+    }
+
     /// Joins it with the tokens that it reads, the scratch of a sequence and the `y` that it writes.
     pub(super) fn bind(
         &self,
@@ -149,28 +154,28 @@ impl Group {
         let (out, compute) = match &self.compute {
             Compute::Integer { plan, weights } => {
                 let Some(codes) = scratch.codes(self.k()) else { return Err(scratch.missing(place, self.k())) };
-                let gemm = plan.bind(gpu, &codes, &weights.binding(), y).at(at)?;
+                let gemm = plan.limited(scratch.rows).bind(gpu, &codes, &weights.binding(), y).at(at)?;
                 (TransformOutput::Codes(codes), BoundCompute::Integer(gemm))
             }
             Compute::Float { plan, weights } => {
                 let x = scratch.input.as_entire_buffer_binding();
-                let gemm = plan.bind(gpu, x.clone(), &weights.bindings(), y).at(at)?;
+                let gemm = plan.limited(scratch.rows).bind(gpu, x.clone(), &weights.bindings(), y).at(at)?;
                 (TransformOutput::Values(x), BoundCompute::Float(gemm))
             }
         };
-        let prologue = self.prologue.bind(gpu, source, &self.tables, out, workspace).at(at)?;
+        let prologue = self.prologue.limited(scratch.rows).bind(gpu, source, &self.tables, out, workspace).at(at)?;
         Ok(BoundGroup { prologue, compute })
     }
 }
 
 impl BoundGroup {
-    /// Records the group for the first `tokens` tokens.
-    pub(super) fn enqueue(
-        &self,
-        recorder: &mut Recorder<'_>,
-        tokens: usize,
-    ) -> Result<(), crate::kernels::wgpu::Error> {
-        self.prologue.enqueue(recorder, tokens)?;
+    /// Records the prologue of the first `tokens` tokens.
+    pub(super) fn enqueue_prologue(&self, recorder: &mut Recorder<'_>, tokens: usize) -> Result<(), DeviceError> {
+        self.prologue.enqueue(recorder, tokens)
+    }
+
+    /// Records the product of the first `tokens` tokens.
+    pub(super) fn enqueue_gemm(&self, recorder: &mut Recorder<'_>, tokens: usize) -> Result<(), DeviceError> {
         match &self.compute {
             BoundCompute::Integer(gemm) => gemm.enqueue(recorder, tokens),
             BoundCompute::Float(gemm) => gemm.enqueue(recorder, tokens),

@@ -1,12 +1,14 @@
 //! One decoder layer on a device.
 
+use super::super::batch::{Segment, rows};
 use super::super::error::{At, Error};
+use super::super::operation::Operation;
 use super::group::{BoundGroup, Group};
 use super::scratch::Scratch;
 use crate::checkpoint::{Config, Group as Name, LayerWeights};
 use crate::kernels::wgpu::{
-    AttentionOperands, AttentionPlan, BoundAttention, BoundRopeHadamardQuantize, Dtype, Gpu, KvCache, Recorder,
-    RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, SourceBinding, TokenSource,
+    AttentionOperands, AttentionPlan, BoundAttention, BoundRopeHadamardQuantize, Dtype, Error as DeviceError, Gpu,
+    KvCache, Recorder, RopeHadamardQuantizeOperands, RopeHadamardQuantizePlan, SourceBinding, TokenSource,
 };
 use ::wgpu::{Buffer, BufferBinding};
 
@@ -17,7 +19,7 @@ pub(super) struct Layer {
     pub(super) groups: [Group; 4],
 }
 
-/// What the attention of every layer of a sequence shares.
+/// What the attention of every layer and sequence of a state shares: kernels run one behind the other.
 pub(super) struct AttentionParts<'a> {
     pub(super) rope_plan: &'a RopeHadamardQuantizePlan,
     pub(super) plan: &'a AttentionPlan,
@@ -26,11 +28,11 @@ pub(super) struct AttentionParts<'a> {
     pub(super) workspace: &'a Buffer,
 }
 
-/// A layer with the memory of a sequence, ready to be recorded.
+/// A layer with the memory of a state, ready to be recorded.
 pub(super) struct BoundLayer {
     groups: [BoundGroup; 4],
-    rope: BoundRopeHadamardQuantize,
-    attention: BoundAttention,
+    /// Of each sequence: they differ in the cache.
+    heads: Vec<(BoundRopeHadamardQuantize, BoundAttention)>,
 }
 
 impl Layer {
@@ -82,13 +84,13 @@ impl Layer {
         self.attention_norm.size() + self.mlp_norm.size() + self.groups.iter().map(Group::bytes).sum::<u64>()
     }
 
-    /// Joins the layer with a sequence's memory.
+    /// Joins the layer with a state's memory and the cache of each of its sequences.
     pub(super) fn bind(
         &self,
         gpu: &Gpu,
         scratch: &Scratch,
         parts: &AttentionParts<'_>,
-        cache: &KvCache,
+        caches: &[KvCache],
         index: usize,
     ) -> Result<BoundLayer, Error> {
         let place = |group: Name| format!("layer {index}, {}", group.name());
@@ -107,39 +109,66 @@ impl Layer {
                 &place(Name::Down),
             )?,
         ];
-        let operands = RopeHadamardQuantizeOperands {
-            qkv: entire(qkv),
-            rope: entire(parts.rope),
-            queries: entire(parts.queries),
-            cache: cache.binding(),
+        let bind = |cache: &KvCache| {
+            let operands = RopeHadamardQuantizeOperands {
+                qkv: entire(qkv),
+                rope: entire(parts.rope),
+                queries: entire(parts.queries),
+                cache: cache.binding(),
+            };
+            let rope = parts.rope_plan.bind(gpu, &operands).at(|| place(Name::Qkv))?;
+            let operands = AttentionOperands {
+                queries: entire(parts.queries),
+                cache: cache.binding(),
+                out: entire(attended),
+                workspace: entire(parts.workspace),
+            };
+            Ok((rope, parts.plan.bind(gpu, &operands).at(|| place(Name::O))?))
         };
-        let rope = parts.rope_plan.bind(gpu, &operands).at(|| place(Name::Qkv))?;
-        let operands = AttentionOperands {
-            queries: entire(parts.queries),
-            cache: cache.binding(),
-            out: entire(attended),
-            workspace: entire(parts.workspace),
-        };
-        let attention = parts.plan.bind(gpu, &operands).at(|| place(Name::O))?;
-        Ok(BoundLayer { groups, rope, attention })
+        Ok(BoundLayer { groups, heads: caches.iter().map(bind).collect::<Result<_, Error>>()? })
     }
 }
 
 impl BoundLayer {
-    /// Records `tokens` tokens behind `position` others.
+    /// Records the tokens of `segments`, behind `length` others that each sequence has.
     pub(super) fn enqueue(
+        &self,
+        recorder: &mut Recorder<'_>,
+        segments: &[Segment],
+        length: usize,
+    ) -> Result<(), DeviceError> {
+        Operation::ALL.into_iter().try_for_each(|operation| self.operate(recorder, operation, segments, length))
+    }
+
+    /// Records one operation of it.
+    pub(super) fn operate(
+        &self,
+        recorder: &mut Recorder<'_>,
+        operation: Operation,
+        segments: &[Segment],
+        length: usize,
+    ) -> Result<(), DeviceError> {
+        let mut heads = segments.iter().filter_map(|segment| Some((segment, self.heads.get(segment.sequence)?)));
+        match operation {
+            Operation::Prologue(name) => self.groups[name as usize].enqueue_prologue(recorder, rows(segments)),
+            Operation::Gemm(name) => self.groups[name as usize].enqueue_gemm(recorder, rows(segments)),
+            Operation::RopeHadamardQuantize => heads.try_for_each(|(segment, (rope, _))| {
+                rope.enqueue_at(recorder, segment.first, segment.tokens, length + segment.offset)
+            }),
+            Operation::Attention => heads.try_for_each(|(segment, (_, attention))| {
+                attention.enqueue_at(recorder, segment.first, segment.tokens, length + segment.offset)
+            }),
+        }
+    }
+
+    /// Records the rope of the first sequence alone, of the first `tokens` rows.
+    pub(super) fn append(
         &self,
         recorder: &mut Recorder<'_>,
         tokens: usize,
         position: usize,
-    ) -> Result<(), crate::kernels::wgpu::Error> {
-        let [qkv, o, gate_up, down] = &self.groups;
-        qkv.enqueue(recorder, tokens)?;
-        self.rope.enqueue(recorder, tokens, position)?;
-        self.attention.enqueue(recorder, tokens, position)?;
-        o.enqueue(recorder, tokens)?;
-        gate_up.enqueue(recorder, tokens)?;
-        down.enqueue(recorder, tokens)
+    ) -> Result<(), DeviceError> {
+        self.heads.first().map_or(Ok(()), |(rope, _)| rope.enqueue(recorder, tokens, position))
     }
 }
 

@@ -5,13 +5,19 @@ mod layer;
 mod scratch;
 mod state;
 mod tables;
+mod timing;
 
 pub(super) use state::State;
 
+use super::batch::{StateDesc, passes, rows};
 use super::error::{At, Error};
+use super::operation::Operation;
 use super::{CHUNK, KvQuantizer};
 use crate::checkpoint::{Checkpoint, Config};
-use crate::kernels::wgpu::{Dtype, Gpu, Recorder};
+use crate::kernels::wgpu::{
+    AttentionDesc, AttentionPlan, Dtype, Error as DeviceError, Gpu, KvLayout, Recorder, RopeHadamardQuantizeDesc,
+    RopeHadamardQuantizePlan,
+};
 use ::wgpu::Buffer;
 use layer::Layer;
 use std::ops::Range;
@@ -57,34 +63,75 @@ impl Model {
         groups.iter().map(|group| group.kernel(tokens)).collect()
     }
 
-    pub(super) fn new_state(&self, capacity: usize) -> Result<State, Error> {
-        State::new(self, capacity)
+    /// What `operation` of the first layer runs for so many tokens; of RoPE and attention, tokens of one sequence.
+    pub(super) fn kernel(&self, operation: Operation, tokens: usize) -> String {
+        let groups = self.layers.first().map_or(&[][..], |layer| &layer.groups);
+        let heads = || self.head_plans(tokens.max(1), tokens.clamp(1, CHUNK));
+        let said = match operation {
+            Operation::Prologue(name) => Ok(groups.get(name as usize).map(|group| group.prologue_kernel(tokens))),
+            Operation::Gemm(name) => Ok(groups.get(name as usize).map(|group| group.kernel(tokens))),
+            Operation::RopeHadamardQuantize => heads().map(|(rope, _)| Some(rope.kernel(tokens).to_owned())),
+            Operation::Attention => heads().map(|(_, attention)| Some(attention.kernel(tokens).to_owned())),
+        };
+        said.map_or_else(|fault| fault.to_string(), Option::unwrap_or_default)
     }
 
-    /// Chunk by chunk; the hidden states of all tokens stay on the device.
+    /// The kernels between the projections, for sequences of up to `capacity` tokens in passes of up to `rows` rows.
+    fn head_plans(
+        &self,
+        capacity: usize,
+        rows: usize,
+    ) -> Result<(RopeHadamardQuantizePlan, AttentionPlan), DeviceError> {
+        let Self { gpu, config, kv, float, .. } = self;
+        let cache = KvLayout {
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            capacity,
+            key: kv.key,
+            value: kv.value,
+            float: *float,
+        };
+        let (heads, tokens_max, window) = (config.heads, rows.min(capacity), config.sliding_window);
+        let desc = RopeHadamardQuantizeDesc { heads, tokens_max, input: Dtype::F32, cache };
+        let rope = RopeHadamardQuantizePlan::plan(gpu, &desc)?.with_rows(gpu, rows)?;
+        let desc = AttentionDesc { heads, tokens_max, window, out: Dtype::F32, cache };
+        let attention = AttentionPlan::plan(gpu, &desc)?.with_rows(gpu, rows)?;
+        Ok((rope, attention))
+    }
+
+    pub(super) fn new_state(&self, desc: &StateDesc) -> Result<State, Error> {
+        State::new(self, desc)
+    }
+
+    /// Pass by pass; the hidden states of all tokens stay on the device.
     pub(super) fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {
         let at = || "forward".to_owned();
         state.keep(&self.gpu, tokens.len(), self.config.hidden)?;
-        for (index, chunk) in tokens.chunks(CHUNK).enumerate() {
-            self.gpu.queue().write_buffer(&state.ids, 0, bytemuck::cast_slice(chunk));
+        let each = tokens.len() / state.sequences;
+        let mut done = 0;
+        for segments in passes(state.sequences, each, state.scratch.rows) {
+            let count = rows(&segments);
+            self.gpu.queue().write_buffer(&state.ids, 0, bytemuck::cast_slice(&tokens[done..done + count]));
             let mut encoder = self.gpu.encoder();
             let mut recorder = Recorder::new(&mut encoder);
-            state.record(&mut recorder, chunk.len(), index * CHUNK, self.config.hidden).at(at)?;
+            state.record(&mut recorder, &segments, done, self.config.hidden).at(at)?;
             drop(recorder);
             self.gpu.submit(encoder).at(at)?;
+            done += count;
         }
+        state.length += each;
         Ok(())
     }
 
     /// `rows` are within the tokens of the last `forward`.
     pub(super) fn logits(&self, state: &mut State, rows: Range<usize>, logits: &mut [f32]) -> Result<(), Error> {
         let at = || "output head".to_owned();
-        let vocabulary = self.tables.vocabulary();
-        for (first, out) in rows.step_by(state.head.rows()).zip(logits.chunks_mut(state.head.rows() * vocabulary)) {
-            let count = out.len() / vocabulary;
+        let (most, vocabulary) = (state.head.rows(), self.tables.vocabulary());
+        let rows: Vec<usize> = rows.collect();
+        for (rows, out) in rows.chunks(most).zip(logits.chunks_mut(most * vocabulary)) {
             let mut encoder = self.gpu.encoder();
             let mut recorder = Recorder::new(&mut encoder);
-            state.head.record(&mut recorder, &state.hidden, first, count, self.config.hidden).at(at)?;
+            state.head.record(&mut recorder, &state.hidden, rows, self.config.hidden).at(at)?;
             drop(recorder);
             self.gpu.submit(encoder).at(at)?;
             let bytes = self.gpu.read(state.head.logits(), 0, 4 * out.len() as u64).at(at)?;
@@ -93,16 +140,20 @@ impl Model {
         Ok(())
     }
 
-    /// The likeliest token behind row `row` of the last `forward`; four bytes leave the device.
-    pub(super) fn greedy(&self, state: &mut State, row: usize) -> Result<u32, Error> {
+    /// The likeliest token behind each of `rows`, which are within those of the last `forward`; four bytes a row leave the device.
+    pub(super) fn greedy(&self, state: &mut State, rows: &[usize]) -> Result<Vec<u32>, Error> {
         let at = || "output head".to_owned();
-        let mut encoder = self.gpu.encoder();
-        let mut recorder = Recorder::new(&mut encoder);
-        state.head.record(&mut recorder, &state.hidden, row, 1, self.config.hidden).at(at)?;
-        state.head.record_argmax(&mut recorder).at(at)?;
-        drop(recorder);
-        self.gpu.submit(encoder).at(at)?;
-        let bytes = self.gpu.read(state.head.token(), 0, 4).at(at)?;
-        Ok(bytemuck::pod_collect_to_vec::<u8, u32>(&bytes).first().copied().unwrap_or_default())
+        let mut tokens = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(state.head.rows()) {
+            let mut encoder = self.gpu.encoder();
+            let mut recorder = Recorder::new(&mut encoder);
+            state.head.record(&mut recorder, &state.hidden, rows, self.config.hidden).at(at)?;
+            state.head.record_argmax(&mut recorder, rows.len()).at(at)?;
+            drop(recorder);
+            self.gpu.submit(encoder).at(at)?;
+            let bytes = self.gpu.read(state.head.tokens(), 0, 4 * rows.len() as u64).at(at)?;
+            tokens.extend(bytemuck::pod_collect_to_vec::<u8, u32>(&bytes));
+        }
+        Ok(tokens)
     }
 }

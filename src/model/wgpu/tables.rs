@@ -70,40 +70,50 @@ impl Tables {
         head + self.embedding_parts.iter().map(Buffer::size).sum::<u64>()
     }
 
-    /// Joins the gather with the ids and the residual stream of a sequence.
-    pub(super) fn bind(&self, gpu: &Gpu, ids: &Buffer, residual: &Buffer) -> Result<BoundEmbedding, Error> {
+    /// Joins the gather with the ids and the residual stream of a state, of `rows` rows.
+    pub(super) fn bind(
+        &self,
+        gpu: &Gpu,
+        rows: usize,
+        ids: &Buffer,
+        residual: &Buffer,
+    ) -> Result<BoundEmbedding, Error> {
         let parts: Vec<BufferBinding<'_>> = self.embedding_parts.iter().map(Buffer::as_entire_buffer_binding).collect();
         self.embedding
+            .limited(rows)
             .bind(gpu, ids.as_entire_buffer_binding(), &parts, residual.as_entire_buffer_binding())
             .at(|| "embedding".into())
     }
 }
 
-/// The output head of a sequence, with the choice of the likeliest token.
+/// The output head of a state, with the choice of the likeliest token.
 pub(super) struct Head {
     rows: usize,
     input: Buffer,
     logits: Buffer,
-    token: Buffer,
+    tokens: Buffer,
+    workspace: Buffer,
     gemm: GemmFloatBound,
     argmax: BoundArgmax,
 }
 
 impl Head {
-    pub(super) fn new(gpu: &Gpu, tables: &Tables) -> Result<Self, Error> {
+    /// For up to `rows` rows of logits at a time, as far as the device can bind them.
+    pub(super) fn new(gpu: &Gpu, tables: &Tables, rows: usize) -> Result<Self, Error> {
         let at = || "output head".to_owned();
-        let rows = tables.head.desc().m_max;
+        let head = tables.head.limited(rows.max(1));
+        let rows = head.desc().m_max;
         let input = gpu.buffer("head input", 4 * rows as u64 * tables.hidden as u64).at(at)?;
         let logits = gpu.buffer("logits", 4 * rows as u64 * tables.vocabulary as u64).at(at)?;
-        let token = gpu.buffer("token", 4).at(at)?;
+        let tokens = gpu.buffer("chosen tokens", 4 * rows as u64).at(at)?;
         let (from, to) = (input.as_entire_buffer_binding(), logits.as_entire_buffer_binding());
-        let gemm = tables.head.bind(gpu, from, &tables.head_weights.bindings(), to).at(at)?;
-        let desc = ArgmaxDesc { m_max: 1, columns: vec![tables.vocabulary], input: Dtype::F32 };
+        let gemm = head.bind(gpu, from, &tables.head_weights.bindings(), to).at(at)?;
+        let desc = ArgmaxDesc { m_max: rows, columns: vec![tables.vocabulary], input: Dtype::F32 };
         let plan = ArgmaxPlan::plan(gpu, &desc).at(at)?;
         let workspace = gpu.buffer("argmax", plan.workspace_bytes()).at(at)?;
-        let (scores, id) = (logits.as_entire_buffer_binding(), token.as_entire_buffer_binding());
-        let argmax = plan.bind(gpu, &[scores], id, workspace.as_entire_buffer_binding()).at(at)?;
-        Ok(Self { rows, input, logits, token, gemm, argmax })
+        let (scores, ids) = (logits.as_entire_buffer_binding(), tokens.as_entire_buffer_binding());
+        let argmax = plan.bind(gpu, &[scores], ids, workspace.as_entire_buffer_binding()).at(at)?;
+        Ok(Self { rows, input, logits, tokens, workspace, gemm, argmax })
     }
 
     /// Rows of logits that one recording gives at most.
@@ -116,28 +126,38 @@ impl Head {
         &self.logits
     }
 
-    /// The token that `record_argmax` chose.
-    pub(super) fn token(&self) -> &Buffer {
-        &self.token
+    /// The tokens that `record_argmax` chose, `[rows]`.
+    pub(super) fn tokens(&self) -> &Buffer {
+        &self.tokens
     }
 
-    /// Records the logits of `count` rows of `hidden` (of `width` channels) from `first` on.
+    /// Bytes of inputs and outputs, and of what the choice needs for itself.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.input.size() + self.logits.size() + self.tokens.size(), self.workspace.size())
+    }
+
+    /// Records the logits of `rows` of `hidden` (of `width` channels), at most [`Head::rows`] of them.
     pub(super) fn record(
         &self,
         recorder: &mut Recorder<'_>,
         hidden: &Buffer,
-        first: usize,
-        count: usize,
+        rows: &[usize],
         width: usize,
     ) -> Result<(), DeviceError> {
-        let row = 4 * width as u64;
-        recorder.copy(hidden, first as u64 * row, &self.input, 0, count as u64 * row);
-        self.gemm.enqueue(recorder, count)
+        let bytes = 4 * width as u64;
+        let mut to = 0;
+        // Rows that stand together are one copy.
+        for run in rows.chunk_by(|a, b| a + 1 == *b) {
+            let count = run.len() as u64 * bytes;
+            recorder.copy(hidden, run[0] as u64 * bytes, &self.input, to, count);
+            to += count;
+        }
+        self.gemm.enqueue(recorder, rows.len())
     }
 
-    /// Records the choice of the likeliest token of the first row.
-    pub(super) fn record_argmax(&self, recorder: &mut Recorder<'_>) -> Result<(), DeviceError> {
-        self.argmax.enqueue(recorder, 1)
+    /// Records the choice of the likeliest token of each of the first `rows` rows of logits.
+    pub(super) fn record_argmax(&self, recorder: &mut Recorder<'_>, rows: usize) -> Result<(), DeviceError> {
+        self.argmax.enqueue(recorder, rows)
     }
 }
 

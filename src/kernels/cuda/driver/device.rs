@@ -1,11 +1,14 @@
 use super::super::super::Error as KernelError;
 use super::super::checks::unsupported;
-use super::super::{Address, Chip, Compiler, Device, Error, Function, Kernel, Launch, MatrixProduct, Replay, Stream};
+use super::super::device::same_kind;
+use super::super::{
+    Address, Chip, Compiler, Device, Error, Function, Kernel, Launch, Mark, MatrixProduct, Replay, Stream,
+};
 use super::blas::Workspace;
 use super::module::{self, Module};
 use super::recording::without_captures;
 use super::stream::raw;
-use super::{Driver, Graph, api::installed_version};
+use super::{Driver, Event, Graph, api::installed_version};
 use std::ffi::c_int;
 use std::sync::{Arc, PoisonError};
 
@@ -162,6 +165,18 @@ impl Device for Driver {
         // The stream goes, and another may have its name; the graph's products still want their memory.
         let workspace = blas.and_then(|blas| blas.release(stream));
         Ok(Some(Box::new(Captured { graph: graph?, _workspace: workspace })))
+    }
+
+    fn mark(&self, stream: Stream) -> Result<Box<dyn Mark>, Error> {
+        let event = Event::new(self)?;
+        event.record(stream)?;
+        Ok(Box::new(event))
+    }
+}
+
+impl Mark for Event {
+    fn seconds_since(&self, earlier: &dyn Mark) -> Result<f64, Error> {
+        Ok(f64::from(self.elapsed_ms(same_kind(earlier)?)?) * 1e-3)
     }
 }
 

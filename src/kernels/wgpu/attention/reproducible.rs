@@ -15,7 +15,7 @@ static SHADER: Shader = Shader {
         include_str!("../../../../shaders/attention_reproducible.wgsl"),
     ],
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
-    immediates: 28,
+    immediates: 32,
 };
 
 /// Rows (queries x heads of a group) of a workgroup.

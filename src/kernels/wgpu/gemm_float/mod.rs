@@ -64,6 +64,7 @@ impl GemmFloatDesc {
 }
 
 /// A planned [`GemmFloatDesc`].
+#[derive(Clone)]
 pub struct GemmFloatPlan {
     desc: GemmFloatDesc,
     parts: Vec<Part>,
@@ -137,6 +138,14 @@ impl GemmFloatPlan {
     #[must_use]
     pub fn desc(&self) -> &GemmFloatDesc {
         &self.desc
+    }
+
+    /// The same plan for at most `m_max` tokens, where those are fewer: its operands are smaller, and the packed weights the same.
+    #[must_use]
+    pub fn limited(&self, m_max: usize) -> Self {
+        let mut plan = self.clone();
+        plan.desc.m_max = m_max.min(plan.desc.m_max);
+        plan
     }
 
     /// The parts of the weight, in order.

@@ -74,6 +74,7 @@ enum Output {
 }
 
 /// A planned [`GemmW4A4Desc`].
+#[derive(Clone)]
 pub struct GemmW4A4Plan {
     desc: GemmW4A4Desc,
     output: Output,
@@ -141,6 +142,14 @@ impl GemmW4A4Plan {
     #[must_use]
     pub fn desc(&self) -> &GemmW4A4Desc {
         &self.desc
+    }
+
+    /// The same plan for at most `m_max` tokens, where those are fewer: its operands are smaller, and the packed weights the same.
+    #[must_use]
+    pub fn limited(&self, m_max: usize) -> Self {
+        let mut plan = self.clone();
+        plan.desc.m_max = m_max.min(plan.desc.m_max);
+        plan
     }
 
     /// The kernel that runs for `tokens` tokens, with its tile and the way it multiplies.

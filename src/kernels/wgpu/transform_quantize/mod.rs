@@ -99,7 +99,7 @@ pub struct TransformQuantizeDesc {
 ///
 /// A token whose transformed values hold NaN or infinity, or span more than `f32` can, gets scale NaN, zero point 0, codes 0
 /// and row sum 0, and NaN throughout as [`TransformTarget::Dequantized`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TransformQuantizePlan {
     desc: TransformQuantizeDesc,
     tile: Tile,
@@ -159,6 +159,14 @@ impl TransformQuantizePlan {
     #[must_use]
     pub fn desc(&self) -> &TransformQuantizeDesc {
         &self.desc
+    }
+
+    /// The same plan for at most `m_max` tokens, where those are fewer: its operands are smaller, and its tables the same.
+    #[must_use]
+    pub fn limited(&self, m_max: usize) -> Self {
+        let mut plan = self.clone();
+        plan.desc.m_max = m_max.clamp(1, plan.desc.m_max);
+        plan
     }
 
     /// Which kernel runs for `tokens` tokens: how it rotates, its workgroup and where a token lies meanwhile.
