@@ -16,6 +16,8 @@ pub mod model;
 #[cfg(feature = "runner")]
 pub mod quantize;
 #[cfg(feature = "runner")]
+pub mod report;
+#[cfg(feature = "runner")]
 pub mod transform;
 
 #[cfg(feature = "cli")]

@@ -26,15 +26,11 @@ impl Machine {
 /// Backend, device, driver and arithmetic.
 fn describe(backend: &Backend) -> (&'static str, String, Option<String>, &'static str) {
     match backend {
-        Backend::Cpu(settings) => ("cpu", settings.isa.name().to_owned(), None, "reproducible"),
+        Backend::Cpu(settings) => ("cpu", settings.isa.name().to_owned(), None, settings.arithmetic.name()),
         #[cfg(feature = "wgpu")]
         Backend::Wgpu { gpu, .. } => {
             let info = gpu.info();
-            let arithmetic = match gpu.arithmetic() {
-                crate::kernels::wgpu::Arithmetic::Fast => "fast",
-                crate::kernels::wgpu::Arithmetic::Reproducible => "reproducible",
-            };
-            ("wgpu", info.name.clone(), Some(format!("{} {}", info.driver, info.driver_info)), arithmetic)
+            ("wgpu", info.name.clone(), Some(format!("{} {}", info.driver, info.driver_info)), gpu.arithmetic().name())
         }
         #[cfg(feature = "cuda")]
         Backend::Cuda { device, .. } => ("cuda", device.name(), device.driver(), "fast"),

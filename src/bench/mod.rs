@@ -1,16 +1,33 @@
 //! Measurements: layers, models, kernels, quantization and ablations, all written as one kind of [`Record`].
 
+mod ablate;
+mod cost;
+mod kernel;
+mod layer;
 mod machine;
+mod method;
+mod model;
+mod outliers;
 mod presets;
+mod quantize;
 mod record;
+mod speed;
 mod times;
 
 pub use crate::model::Memory;
+pub use ablate::{Ablation, AblationError, AblationOptions, Base, Row, Source, Table, rows};
+pub use kernel::{Rounds, ceilings_of, kernel};
+pub use layer::{Event, layer};
+pub use method::{Bits, Method};
+pub use model::{Weights, model};
+pub use outliers::{Grid, OutlierProbe};
 pub use presets::{PRESETS, preset};
+pub use quantize::{QuantizeRun, measure_quantize};
 pub use record::{
     AblationPoint, Ceilings, FORMAT, Failure, KernelPoint, KernelTime, Machine, Magnitudes, ModelShape, OutlierPoint,
     Phase, Points, QuantizePoint, Record, SpeedPoint, Stage, Times, VERSION,
 };
+pub use speed::{Error, SpeedOptions};
 pub use times::Watch;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ mod mapped;
 mod names;
 mod output;
 mod quantization;
+mod random;
 pub mod shards;
 mod source;
 mod tokenizer;

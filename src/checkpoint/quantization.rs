@@ -31,6 +31,9 @@ pub struct Quantization {
     pub permutation: String,
     /// Permutations between rotations.
     pub permutations: usize,
+    /// Groups that were smoothed and neither rotated nor permuted; none in the folders of most runs, which say nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub untransformed: Vec<String>,
     /// Greedy steps of a rotation.
     pub steps: usize,
     /// Clip ratio of weights.
@@ -81,6 +84,7 @@ impl Default for Quantization {
             block: 0,
             permutation: "none".into(),
             permutations: 0,
+            untransformed: Vec::new(),
             steps: 0,
             weight_clip: 1.0,
             activation_clip: 1.0,

@@ -3,6 +3,7 @@ use super::gguf::GgufModel;
 use super::mapped::read_small;
 use super::names::Parameter;
 use super::quantization::{Manifest, Quantization};
+use super::random::{self, RandomModel};
 use super::shards::Shards;
 use super::{Config, Error, Group, LayerWeights, LinearGroup, LinearWeights, Projection, Table, Tokenizer, Weight};
 use crate::kernels::Transform;
@@ -23,6 +24,8 @@ pub enum Format {
     Gguf,
     /// A folder that [`super::Writer`] wrote.
     DuQuant,
+    /// No files: [`Checkpoint::random`].
+    Random,
 }
 
 /// A tensor as it lies in the file.
@@ -52,6 +55,14 @@ enum Source {
     HuggingFace(Shards),
     Gguf(Box<GgufModel>),
     DuQuant(Box<DuQuantModel>),
+    Random(Box<RandomModel>),
+}
+
+/// The files behind a checkpoint.
+enum Files<'a> {
+    Shards(&'a Shards),
+    Gguf(&'a GgufModel),
+    None,
 }
 
 impl Checkpoint {
@@ -65,6 +76,19 @@ impl Checkpoint {
         let checkpoint = if metadata.is_dir() { Self::open_folder(path)? } else { Self::open_gguf(path)? };
         checkpoint.check_shapes()?;
         Ok(checkpoint)
+    }
+
+    /// A model of random weights, each layer made when it is asked for: what speed and memory are measured on. With
+    /// `quantization`, weights are random codes and transforms random rotations and permutations of the kind that it names; of
+    /// its settings bits, clip of activations, block, permutations, method and mode count.
+    ///
+    /// # Errors
+    /// [`Error::Config`] or [`Error::Malformed`] for hyperparameters or settings that make no sense.
+    pub fn random(config: Config, quantization: Option<Quantization>, seed: u64) -> Result<Self, Error> {
+        let path = Path::new(random::PATH);
+        config.check(path)?;
+        let source = Source::Random(Box::new(RandomModel::new(seed, quantization)?));
+        Ok(Self { path: path.into(), config_json: config.to_hugging_face(), config, source })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, Error> {
@@ -97,6 +121,17 @@ impl Checkpoint {
         Ok(Self { path: path.into(), config, config_json, source: Source::HuggingFace(shards) })
     }
 
+    /// The same checkpoint as a model of its first `layers` layers, for whoever measures a part of it. A folder of this
+    /// program, whose manifest counts layers, stays as it is, and so does a checkpoint that has no more.
+    #[must_use]
+    pub fn first_layers(mut self, layers: usize) -> Self {
+        if layers < self.config.layers && !matches!(self.source, Source::DuQuant(_)) {
+            self.config.layers = layers;
+            self.config_json["num_hidden_layers"] = layers.into();
+        }
+        self
+    }
+
     /// What kind of checkpoint it is.
     #[must_use]
     pub fn format(&self) -> Format {
@@ -104,6 +139,7 @@ impl Checkpoint {
             Source::HuggingFace(_) => Format::HuggingFace,
             Source::Gguf(_) => Format::Gguf,
             Source::DuQuant(_) => Format::DuQuant,
+            Source::Random(_) => Format::Random,
         }
     }
 
@@ -112,7 +148,8 @@ impl Checkpoint {
     pub fn quantization(&self) -> Option<&Quantization> {
         match &self.source {
             Source::DuQuant(model) => Some(&model.manifest.settings),
-            _ => None,
+            Source::Random(model) => model.quantization.as_ref(),
+            Source::HuggingFace(_) | Source::Gguf(_) => None,
         }
     }
 
@@ -158,6 +195,7 @@ impl Checkpoint {
                 let path = self.path.join("tokenizer.json");
                 Tokenizer::from_json(&path, &read_small(&path, TOKENIZER_LIMIT)?)
             }
+            Source::Random(_) => Err(Error::tokenizer(&self.path, "a model of random weights has none")),
         }
     }
 
@@ -169,6 +207,9 @@ impl Checkpoint {
     pub fn layer(&self, index: usize) -> Result<LayerWeights, Error> {
         if index >= self.config.layers {
             return Err(Error::Layer { path: self.path.clone(), index, layers: self.config.layers });
+        }
+        if let Source::Random(model) = &self.source {
+            return model.layer(index, &self.config);
         }
         let mut groups = Vec::with_capacity(4);
         for group in Group::ALL {
@@ -203,7 +244,10 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::NotFinite`], [`Error::Tensor`], [`Error::MissingTensor`].
     pub fn embedding(&self) -> Result<Table, Error> {
-        self.table(Parameter::Embedding)
+        match &self.source {
+            Source::Random(model) => Ok(model.table(false, &self.config)),
+            _ => self.table(Parameter::Embedding),
+        }
     }
 
     /// The output head, `[vocabulary, hidden]`; `None` when it is the embedding.
@@ -211,7 +255,11 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::embedding`].
     pub fn head(&self) -> Result<Option<Table>, Error> {
-        if self.config.tied_embeddings { Ok(None) } else { self.table(Parameter::Head).map(Some) }
+        match &self.source {
+            _ if self.config.tied_embeddings => Ok(None),
+            Source::Random(model) => Ok(Some(model.table(true, &self.config))),
+            _ => self.table(Parameter::Head).map(Some),
+        }
     }
 
     /// Weight of the norm in front of the output head, `[hidden]`.
@@ -219,13 +267,17 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::embedding`].
     pub fn final_norm(&self) -> Result<Vec<f32>, Error> {
-        self.floats(Parameter::FinalNorm, &[self.config.hidden])
+        match &self.source {
+            Source::Random(_) => Ok(vec![1.0; self.config.hidden]),
+            _ => self.floats(Parameter::FinalNorm, &[self.config.hidden]),
+        }
     }
 
     /// Every tensor in the checkpoint's files, by name.
     pub fn tensors(&self) -> impl Iterator<Item = TensorInfo> {
         let tensors: Vec<TensorInfo> = match self.files() {
-            Ok(shards) => shards
+            Files::None => Vec::new(),
+            Files::Shards(shards) => shards
                 .iter()
                 .map(|(name, entry)| TensorInfo {
                     name: name.into(),
@@ -234,7 +286,7 @@ impl Checkpoint {
                     bytes: entry.range.len(),
                 })
                 .collect(),
-            Err(model) => {
+            Files::Gguf(model) => {
                 let tensors = model.gguf.tensors.iter();
                 tensors
                     .map(|(name, tensor)| TensorInfo {
@@ -249,40 +301,51 @@ impl Checkpoint {
         tensors.into_iter()
     }
 
-    /// The safetensors behind the checkpoint, or the GGUF file.
-    fn files(&self) -> Result<&Shards, &GgufModel> {
+    fn files(&self) -> Files<'_> {
         match &self.source {
-            Source::HuggingFace(shards) => Ok(shards),
-            Source::DuQuant(model) => Ok(&model.shards),
-            Source::Gguf(model) => Err(model),
+            Source::HuggingFace(shards) => Files::Shards(shards),
+            Source::DuQuant(model) => Files::Shards(&model.shards),
+            Source::Gguf(model) => Files::Gguf(model),
+            Source::Random(_) => Files::None,
         }
+    }
+
+    /// What a model of random weights lacks.
+    fn missing(&self, parameter: Parameter) -> Error {
+        Error::missing(&self.path, &parameter.hugging_face())
     }
 
     fn floats(&self, parameter: Parameter, shape: &[usize]) -> Result<Vec<f32>, Error> {
         match self.files() {
-            Ok(shards) => shards.floats(&parameter.hugging_face(), shape),
-            Err(model) => model.floats(parameter, shape),
+            Files::Shards(shards) => shards.floats(&parameter.hugging_face(), shape),
+            Files::Gguf(model) => model.floats(parameter, shape),
+            Files::None => Err(self.missing(parameter)),
         }
     }
 
     fn table(&self, parameter: Parameter) -> Result<Table, Error> {
         match self.files() {
-            Ok(shards) => shards.table(&parameter.hugging_face(), self.config.vocabulary, self.config.hidden),
-            Err(model) => model.table(parameter),
+            Files::Shards(shards) => {
+                shards.table(&parameter.hugging_face(), self.config.vocabulary, self.config.hidden)
+            }
+            Files::Gguf(model) => model.table(parameter),
+            Files::None => Err(self.missing(parameter)),
         }
     }
 
     fn contains(&self, parameter: Parameter) -> bool {
         match self.files() {
-            Ok(shards) => shards.contains(&parameter.hugging_face()),
-            Err(model) => model.contains(parameter),
+            Files::Shards(shards) => shards.contains(&parameter.hugging_face()),
+            Files::Gguf(model) => model.contains(parameter),
+            Files::None => false,
         }
     }
 
     fn expect(&self, parameter: Parameter, shape: &[usize]) -> Result<(), Error> {
         match self.files() {
-            Ok(shards) => shards.expect(&parameter.hugging_face(), shape).map(|_| ()),
-            Err(model) => model.expect(parameter, shape),
+            Files::Shards(shards) => shards.expect(&parameter.hugging_face(), shape).map(|_| ()),
+            Files::Gguf(model) => model.expect(parameter, shape),
+            Files::None => Err(self.missing(parameter)),
         }
     }
 

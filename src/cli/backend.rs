@@ -1,12 +1,14 @@
 //! What a model runs on, as flags.
 
 use super::console::Console;
+use crate::kernels::Arithmetic;
 use crate::kernels::cpu::Isa;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, Device, Driver};
 #[cfg(feature = "wgpu")]
-use crate::kernels::wgpu::{self, Arithmetic, Gpu, GpuOptions};
+use crate::kernels::wgpu::{self, Gpu, GpuOptions};
 use crate::model::Backend;
+use crate::model::cpu::Settings;
 use anyhow::Result;
 use clap::ValueEnum;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -21,9 +23,9 @@ pub(super) struct BackendArgs {
     #[cfg(feature = "wgpu")]
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
-    /// How wgpu kernels compute: fast, or the processor's operations in its order, which gives its bits
-    /// [default: reproducible on software adapters, fast otherwise]
-    #[cfg(feature = "wgpu")]
+    /// How transforms, and with --backend wgpu all kernels, compute: fast, or the same operations in the same order on every
+    /// instruction set and device, which gives the same bits
+    /// [default: fast in benchmarks and on GPUs, reproducible otherwise]
     #[arg(long, value_enum)]
     arithmetic: Option<ArithmeticName>,
     /// CUDA device to take, counted from 0 as nvidia-smi does
@@ -51,7 +53,6 @@ enum FloatName {
     Bf16,
 }
 
-#[cfg(feature = "wgpu")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ArithmeticName {
     Fast,
@@ -71,14 +72,29 @@ enum Name {
 }
 
 impl BackendArgs {
-    /// The processor at its best.
+    /// The backend for results: reproducible where that is cheap enough.
+    pub(super) fn open(&self) -> Result<Backend> {
+        self.open_by(false)
+    }
+
+    /// The backend for measuring speed: fast everywhere.
+    pub(super) fn open_fast(&self) -> Result<Backend> {
+        self.open_by(true)
+    }
+
     #[cfg_attr(
         not(any(feature = "wgpu", feature = "cuda")),
         expect(clippy::unnecessary_wraps, reason = "a device may be missing")
     )]
-    pub(super) fn open(&self) -> Result<Backend> {
+    fn open_by(&self, fast: bool) -> Result<Backend> {
+        let arithmetic = |reproducible: bool| match self.arithmetic {
+            Some(ArithmeticName::Fast) => Arithmetic::Fast,
+            Some(ArithmeticName::Reproducible) => Arithmetic::Reproducible,
+            None if reproducible && !fast => Arithmetic::Reproducible,
+            None => Arithmetic::Fast,
+        };
         match self.backend {
-            Name::Cpu => Ok(Backend::Cpu(Isa::best().into())),
+            Name::Cpu => Ok(Backend::Cpu(Settings { arithmetic: arithmetic(true), ..Settings::from(Isa::best()) })),
             #[cfg(feature = "wgpu")]
             Name::Wgpu => {
                 let options = GpuOptions {
@@ -88,12 +104,6 @@ impl BackendArgs {
                 };
                 let gpu = Gpu::open(&options)?;
                 let software = gpu.info().device_type == ::wgpu::DeviceType::Cpu;
-                let arithmetic = match self.arithmetic {
-                    Some(ArithmeticName::Fast) => Arithmetic::Fast,
-                    Some(ArithmeticName::Reproducible) => Arithmetic::Reproducible,
-                    None if software => Arithmetic::Reproducible,
-                    None => Arithmetic::Fast,
-                };
                 let float = match self.float {
                     Some(FloatName::F16) => wgpu::Dtype::F16,
                     None | Some(FloatName::F32) => wgpu::Dtype::F32,
@@ -102,7 +112,7 @@ impl BackendArgs {
                         anyhow::bail!("--float: expected f32 or f16 with --backend wgpu, got bf16")
                     }
                 };
-                Ok(Backend::Wgpu { gpu: Arc::new(gpu.with_arithmetic(arithmetic)?), float })
+                Ok(Backend::Wgpu { gpu: Arc::new(gpu.with_arithmetic(arithmetic(software))?), float })
             }
             #[cfg(feature = "cuda")]
             Name::Cuda => {

@@ -17,6 +17,7 @@ mod memory;
 mod outliers;
 mod parse;
 mod quantize;
+mod report;
 mod source;
 mod text;
 
@@ -64,6 +65,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Undo the transforms of a quantized checkpoint into plain safetensors for other tools
     Export(export::Args),
+    /// Turn results of `duquant bench` into tables, Markdown or one HTML page with plots
+    Report(report::Args),
     /// Quantize a small real model with each method and compare them
     Demo(demo::Args),
     /// Measure layers, models, kernels, quantization and ablations
@@ -93,6 +96,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(args, &console),
         Command::Inspect(args) => inspect::run(args, &console),
         Command::Export(args) => export::run(args, &console),
+        Command::Report(args) => report::run(args, &console),
         Command::Demo(args) => demo::run(args, &console),
         Command::Bench(args) => bench::run(args, &console),
     };

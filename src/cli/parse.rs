@@ -44,6 +44,14 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "expected a whole number of at least 1".into())
 }
 
+/// Sequences at a time.
+pub(super) fn batch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(batch @ 1..=65_536) => Ok(batch),
+        _ => Err("expected 1 to 65536 sequences".into()),
+    }
+}
+
 /// Tokens of a window, which needs a target.
 pub(super) fn window(text: &str) -> Result<usize, String> {
     match text.parse() {

@@ -106,13 +106,26 @@ enum MethodName {
     Quarot,
 }
 
+/// [`Mode`] as a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ModeName {
+pub(super) enum ModeName {
     Best,
     Paper,
     Official,
     Left,
     Hadamard,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Best => Self::Best,
+            ModeName::Paper => Self::Paper,
+            ModeName::Official => Self::Official,
+            ModeName::Left => Self::Left,
+            ModeName::Hadamard => Self::Hadamard,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -263,13 +276,7 @@ fn options(args: &Args) -> Result<Options> {
         MethodName::Quarot => Method::QuaRot,
     });
     if let Some(mode) = args.mode.filter(|_| args.method == MethodName::Duquant) {
-        options = Options::duquant(match mode {
-            ModeName::Best => Mode::Best,
-            ModeName::Paper => Mode::Paper,
-            ModeName::Official => Mode::Official,
-            ModeName::Left => Mode::Left,
-            ModeName::Hadamard => Mode::Hadamard,
-        });
+        options = Options::duquant(mode.into());
     }
     if let Some(permutation) = args.permutation {
         options.permutation = match permutation {

@@ -58,6 +58,7 @@ pub(super) fn format_name(checkpoint: &Checkpoint) -> &'static str {
         Format::HuggingFace => "huggingface",
         Format::Gguf => "gguf",
         Format::DuQuant => "duquant",
+        Format::Random => "random",
     }
 }
 

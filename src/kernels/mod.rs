@@ -10,6 +10,7 @@
 //! Nothing in this module depends on checkpoints or models.
 
 mod affine;
+mod arithmetic;
 mod error;
 mod quantized;
 mod transform;
@@ -21,6 +22,7 @@ pub mod cuda;
 pub mod wgpu;
 
 pub use affine::{Affine, RowParams};
+pub use arithmetic::Arithmetic;
 pub use error::Error;
 #[cfg(feature = "runner")]
 pub(crate) use error::check_length;

@@ -9,10 +9,14 @@ mod measure;
 mod options;
 mod report;
 mod rounding;
+mod smooth;
+mod stages;
+mod trace;
 
 pub use error::Error;
 pub use options::{Method, Mode, Options, Propagation, Rounding, Smoothing};
-pub use report::{GroupReport, Report};
+pub use report::{GroupReport, Report, StageTime};
+pub use trace::{GroupTrace, trace};
 
 use crate::calibrate::{Calibrator, LayerActivations, Samples};
 use crate::checkpoint::{Checkpoint, Table, TableValues, Writer};
@@ -21,7 +25,8 @@ use crate::model::cpu::Layer;
 use crate::model::{CHUNK, KvQuantizer};
 use crate::transform::RotationPools;
 use layer::{Context, quantize_layer};
-use std::time::{Duration, Instant};
+use stages::{Clock, Stage};
+use std::time::Instant;
 
 /// Quantizes `checkpoint` layer by layer into `writer` and finishes it. `samples` may be `None` for methods that measure
 /// nothing ([`Options::needs_samples`]). `on_layer` sees each finished layer's reports.
@@ -45,22 +50,17 @@ pub fn quantize(
     let started = Instant::now();
     let config = checkpoint.config();
     let pools = RotationPools::new();
-    let context = Context {
-        options,
-        pools: &pools,
-        weight: options.weight()?,
-        activation: options.activation()?,
-        grouped_queries: config.heads != config.kv_heads,
-    };
+    let clock = Clock::default();
+    let context = Context::new(options, config, &pools, &clock)?;
     let quantized_kv = KvQuantizer { key: options.key()?, value: options.value()? };
-    let mut calibrator = samples.map(|samples| Calibrator::new(checkpoint, samples)).transpose()?;
+    let start = || samples.map(|samples| Calibrator::new(checkpoint, samples)).transpose();
+    let mut calibrator = clock.time(Stage::Read, start)?;
     let mut report = Report::default();
-    let (mut calibrating, mut searching, mut writing) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     let quantized_streams = options.propagation == Propagation::Quantized;
     for index in 0..config.layers {
         let at = |source: Error| Error::Layer { layer: index, source: Box::new(source) };
-        let clock = Instant::now();
-        let weights = checkpoint.layer(index)?;
+        let weights = clock.time(Stage::Read, || checkpoint.layer(index))?;
+        let calibrating = clock.enter(Stage::Calibrate);
         let activations = match &mut calibrator {
             Some(calibrator) => {
                 let float = Layer::load(weights.clone(), config, index, CHUNK, Isa::best().into())?;
@@ -68,32 +68,26 @@ pub fn quantize(
             }
             None => LayerActivations::default(),
         };
-        calibrating += clock.elapsed();
-
-        let clock = Instant::now();
+        drop(calibrating);
         let (quantized, reports) = quantize_layer(weights, activations, &context).map_err(at)?;
-        searching += clock.elapsed();
-
-        let clock = Instant::now();
-        writer.layer(index, &quantized)?;
-        writing += clock.elapsed();
-
-        let clock = Instant::now();
+        clock.time(Stage::Write, || writer.layer(index, &quantized))?;
         if let Some(calibrator) = calibrator.as_mut().filter(|_| quantized_streams) {
+            let _stage = clock.enter(Stage::Calibrate);
             let layer = Layer::load(quantized, config, index, CHUNK, Isa::best().into())?;
             calibrator.advance(&layer, quantized_kv)?;
         }
-        calibrating += clock.elapsed();
         on_layer(index, &reports);
         report.layers.push(reports);
     }
-    report.calibration_seconds = calibrating.as_secs_f64();
-    report.search_seconds = searching.as_secs_f64();
-    let clock = Instant::now();
+    let writing = clock.enter(Stage::Write);
     writer.attach(Report::FILE, &report.record())?;
     let head = checkpoint.head()?.map(halve);
     writer.finish(&halve(checkpoint.embedding()?), head.as_ref(), &checkpoint.final_norm()?)?;
-    report.writing_seconds = (writing + clock.elapsed()).as_secs_f64();
+    drop(writing);
+    report.calibration_seconds = clock.seconds(Stage::Read) + clock.seconds(Stage::Calibrate);
+    report.search_seconds = clock.seconds(Stage::Smooth) + clock.section_seconds();
+    report.writing_seconds = clock.seconds(Stage::Write);
+    report.stages = clock.stages();
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

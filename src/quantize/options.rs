@@ -1,4 +1,4 @@
-use crate::checkpoint::Quantization;
+use crate::checkpoint::{Group, Quantization};
 use crate::kernels::Affine;
 use crate::transform::PermutationKind;
 
@@ -114,6 +114,8 @@ pub struct Options {
     pub permutations: usize,
     /// How a permutation is found.
     pub permutation: PermutationKind,
+    /// Which groups, in the order of [`Group::ALL`], are rotated and permuted; the others get smoothing alone (table 7).
+    pub transformed: [bool; 4],
     /// Smoothing strength; `None` for no smoothing. Balanced smoothing has a strength of its own.
     pub alpha: Option<f32>,
     /// What is smoothed, and by which statistic.
@@ -148,6 +150,7 @@ impl Options {
             steps: 256,
             permutations: usize::from(duquant),
             permutation: if duquant { PermutationKind::Zigzag } else { PermutationKind::None },
+            transformed: [true; 4],
             alpha: match method {
                 Method::DuQuant => Some(0.6),
                 Method::SmoothQuant => Some(0.5),
@@ -194,6 +197,7 @@ impl Options {
         let rotates = matches!(self.method, Method::DuQuant | Method::QuaRot);
         let permutation = if rotates { self.permutation } else { PermutationKind::None };
         let permutes = permutation != PermutationKind::None;
+        let kept = Group::ALL.into_iter().zip(self.transformed).filter(|(_, transformed)| rotates && !transformed);
         Ok(Quantization {
             method: self.method.name().into(),
             mode: if duquant { self.mode.name() } else { "none" }.into(),
@@ -203,6 +207,7 @@ impl Options {
             block: if rotates { self.block } else { 0 },
             permutation: permutation.name().into(),
             permutations: if permutes { self.permutations } else { 0 },
+            untransformed: kept.map(|(group, _)| group.name().into()).collect(),
             steps: if duquant { self.steps } else { 0 },
             weight_clip: self.weight_clip,
             activation_clip: self.activation_clip,

@@ -32,6 +32,19 @@ pub struct Report {
     pub search_seconds: f64,
     /// Time in writing the result.
     pub writing_seconds: f64,
+    /// The same in finer stages, in the order of the pipeline. The groups of a layer run side by side; from finding rotations
+    /// to measuring they share wall time in proportion to what each took of the threads.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub stages: Vec<StageTime>,
+}
+
+/// A part of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// What it does.
+    pub name: String,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 impl Report {

@@ -69,6 +69,30 @@ pub fn build(
     options: &TransformOptions,
     pools: &RotationPools,
 ) -> Result<Transform, Error> {
+    build_watched(x, tokens, k, options, pools, |_| ())
+}
+
+/// What [`build_watched`] is about to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildStep {
+    /// A rotation, and what it makes of the activations.
+    Rotation,
+    /// The permutation behind it.
+    Permutation,
+}
+
+/// As [`build`]; `on_step` hears what comes next, for whoever wants to know where the time goes.
+///
+/// # Errors
+/// Those of [`build`].
+pub fn build_watched(
+    x: &[f32],
+    tokens: usize,
+    k: usize,
+    options: &TransformOptions,
+    pools: &RotationPools,
+    mut on_step: impl FnMut(BuildStep),
+) -> Result<Transform, Error> {
     check_length("x", tokens.saturating_mul(k), x.len())?;
     check_finite("x", x, k)?;
     if options.permutations > 2 {
@@ -92,6 +116,7 @@ pub fn build(
         Transform { channels: k, block, hadamard: options.rotation == RotationKind::Hadamard, ..Transform::default() };
     let mut so_far: Vec<f32> = Vec::new();
     for i in 0..=permutations {
+        on_step(BuildStep::Rotation);
         let current = if i == 0 { x } else { &so_far };
         let rotation = rotation(current, block, i, options, pools)?;
         if i < permutations {
@@ -99,6 +124,7 @@ pub fn build(
                 so_far = x.to_vec();
             }
             rotate(&mut so_far, block, &rotation);
+            on_step(BuildStep::Permutation);
             let outliers = channel_max(&so_far, tokens, k)?;
             let seed = options.seed.wrapping_add(i as u64);
             let permutation = permute(options.permutation, &outliers, block, seed)?;

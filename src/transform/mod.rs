@@ -15,7 +15,7 @@ mod rotation;
 mod smoothing;
 
 pub use apply::{apply, transform_weight, undo_weight};
-pub use chain::{TransformOptions, block_for, build};
+pub use chain::{BuildStep, TransformOptions, block_for, build, build_watched};
 pub use permutation::{PermutationKind, block_means, block_variance, permute};
 pub use rotation::{
     RotationKind, RotationPool, RotationPools, Search, SearchOptions, base_matrix, hadamard, random_orthogonal, search,

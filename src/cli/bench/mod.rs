@@ -1,6 +1,14 @@
 //! `duquant bench`, one file a subcommand.
 
+mod ablate;
+mod calibration;
+mod kernel;
+mod layer;
+mod model;
+mod outliers;
+mod quantize;
 mod sink;
+mod speed;
 
 use super::console::Console;
 use anyhow::Result;
@@ -14,8 +22,28 @@ pub(super) struct Args {
 }
 
 #[derive(Subcommand)]
-enum What {}
+enum What {
+    /// One decoder layer: prefill and decode, method beside method
+    Layer(layer::Args),
+    /// Every kernel of a layer, beside what the machine can do at most
+    Kernel(kernel::Args),
+    /// All layers, end to end: prefill, decode and memory
+    Model(model::Args),
+    /// Measure the perplexity of the paper's ablations
+    Ablate(Box<ablate::Args>),
+    /// Show the outliers of a linear's input along its transform
+    Outliers(outliers::Args),
+    /// Measure how long quantization takes, and how much memory
+    Quantize(quantize::Args),
+}
 
-pub(super) fn run(args: &Args, _console: &Console) -> Result<()> {
-    match args.what {}
+pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    match &args.what {
+        What::Layer(args) => layer::run(args, console),
+        What::Kernel(args) => kernel::run(args, console),
+        What::Model(args) => model::run(args, console),
+        What::Ablate(args) => ablate::run(args, console),
+        What::Outliers(args) => outliers::run(args, console),
+        What::Quantize(args) => quantize::run(args, console),
+    }
 }

@@ -1,11 +1,12 @@
 //! Where the points of a run go: to a file as soon as each is measured, and to standard output at the end.
 
-use crate::bench::{Failure, Machine, ModelShape, Points, Record};
+use crate::bench::{Event, Failure, Machine, ModelShape, Points, Record};
 use crate::cli::console::Console;
-use anyhow::{Context, Result, bail};
+use crate::cli::report::write_whole;
+use crate::report;
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Flags of every subcommand that measures.
 #[derive(clap::Args)]
@@ -52,6 +53,27 @@ impl<'a> Sink<'a> {
         self.update(|record| record.failures.push(Failure { what: what.into(), error }))
     }
 
+    /// Keeps what a benchmark tells; `keep` puts new points to the others.
+    pub(super) fn event<T>(&mut self, event: Event<'_, T>, keep: impl FnOnce(&mut Points, Vec<T>)) -> Result<()> {
+        match event {
+            Event::Start(what) => {
+                self.console.note(format!("{what} ..."));
+                Ok(())
+            }
+            Event::Points(more) => self.update(|record| keep(&mut record.points, more)),
+            Event::Failed(what, error) => self.fail(what, &error.into()),
+        }
+    }
+
+    /// [`Sink::event`] of a benchmark of a layer or a model.
+    pub(super) fn speed(&mut self, event: Event<'_>) -> Result<()> {
+        self.event(event, |points, more| {
+            if let Points::Layer(points) | Points::Model(points) = points {
+                points.extend(more);
+            }
+        })
+    }
+
     /// Prints the record, and fails when a point did.
     pub(super) fn finish(self) -> Result<()> {
         let Self { record, console, .. } = self;
@@ -64,21 +86,12 @@ impl<'a> Sink<'a> {
     }
 
     fn save(&self) -> Result<()> {
-        self.out.as_deref().map_or(Ok(()), |path| write(path, &self.record))
+        let Some(path) = &self.out else { return Ok(()) };
+        write_whole(path, &(serde_json::to_string_pretty(&self.record)? + "\n"))
     }
 }
 
-/// Replaces `path` at once, so that a reader never sees half a record.
-fn write(path: &Path, record: &Record) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = || format!("cannot write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    serde_json::to_writer_pretty(&mut file, record).with_context(failed)?;
-    file.write_all(b"\n").with_context(failed)?;
-    file.persist(path).map_err(|fault| fault.error).with_context(failed)?;
-    Ok(())
-}
-
 fn describe(record: &Record) -> String {
-    serde_json::to_string_pretty(record).unwrap_or_default()
+    let source = report::Source { name: "this run".into(), record: record.clone() };
+    report::terminal(&report::document(&[source]))
 }

@@ -48,6 +48,12 @@ impl Isa {
     }
 }
 
+/// Whether the machine multiplies tiles of bfloat16 too. Every one with AMX that is sold does, but CPUID says so apart.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn amx_bf16() -> bool {
+    Isa::available().contains(&Isa::Amx) && std::arch::x86_64::__cpuid_count(7, 0).edx >> 22 & 1 == 1
+}
+
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Vec<Isa> {
     let mut found = vec![Isa::Portable];

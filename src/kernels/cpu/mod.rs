@@ -1,6 +1,7 @@
 //! Kernels for the CPU, with the instruction set chosen at run time.
 
 mod attention;
+pub mod ceilings;
 mod gemm_float;
 mod gemm_w4a4;
 mod isa;
@@ -9,6 +10,8 @@ mod lanes;
 mod rms_norm;
 mod rope;
 mod rope_hadamard_quantize;
+#[cfg(target_arch = "x86_64")]
+mod tile_registers;
 mod tiles;
 mod tokens;
 mod transform_quantize;

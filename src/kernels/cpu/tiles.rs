@@ -5,6 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes of a cache line, to which the buffers of the kernels are aligned.
 const LINE: usize = 64;
 
+/// A value that begins on a cache line.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+pub(super) struct Line<T>(pub(super) T);
+
 /// A zeroed buffer that begins on a cache line, so that no full vector straddles two.
 #[derive(Debug)]
 pub(super) struct Aligned<T> {

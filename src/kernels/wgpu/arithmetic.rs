@@ -1,22 +1,7 @@
-//! In which order, and how exactly, kernels compute in floating point.
+//! What reproducible kernels need in front of their source.
 
-use super::Gpu;
+use super::{Arithmetic, Gpu};
 use ::wgpu::{DeviceType, Features};
-
-/// In which order, and how exactly, kernels compute in floating point.
-///
-/// A W4A4 model is chaotic: where a value lies next to a tie between two codes, the last bit of a sum decides, and the
-/// tokens behind it part. So two backends give the same text only when they give the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Arithmetic {
-    /// Whatever is fastest. Codes differ from the CPU's next to ties.
-    #[default]
-    Fast,
-    /// The CPU backend's operations in its order. Where the device divides, takes roots and multiplies and adds as IEEE 754
-    /// says, codes and hidden states are the CPU's bit for bit. Software adapters, which do not fuse multiply-adds, round
-    /// them out of `f64` (an error of the last bit in 10^8 of them) and need `SHADER_F64`.
-    Reproducible,
-}
 
 /// WGSL's `fused(a, b, c)` and, on four numbers, `fused4`: `a b + c`, rounded once. `fused4_sticky` is the same where
 /// `c` may be far below the product: products of few bits are often ties, which the smallest `c` decides.

@@ -1,9 +1,9 @@
 //! The device: opened here or lent by the host, and its memory.
 
 use super::Error;
-use super::arithmetic::Arithmetic;
 use super::pipelines::Pipelines;
 use super::tune::Table;
+use crate::kernels::Arithmetic;
 use ::wgpu::{
     Adapter, AdapterInfo, Backends, Buffer, BufferDescriptor, BufferUsages, CommandEncoder, Device, DeviceDescriptor,
     DeviceType, ErrorFilter, Features, Instance, InstanceDescriptor, InstanceFlags, Limits, MapMode, PollType, Queue,

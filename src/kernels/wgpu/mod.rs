@@ -23,8 +23,8 @@ mod tokens;
 mod transform_quantize;
 mod tune;
 
+pub use crate::kernels::Arithmetic;
 pub use argmax::{ArgmaxDesc, ArgmaxPlan, BoundArgmax};
-pub use arithmetic::Arithmetic;
 pub use attention::{AttentionDesc, AttentionOperands, AttentionPlan, BoundAttention};
 pub use embedding::{BoundEmbedding, EmbeddingDesc, EmbeddingPlan, TableDtype};
 pub use error::Error;

@@ -44,7 +44,7 @@ impl GroupRunner {
         let k = transform.channels;
         let n = linears.iter().map(|linear| linear.weight.n()).sum();
         let bias = stacked_bias(&linears);
-        let prologue = TransformQuantize::plan(&transform, activation, m_max, isa)?;
+        let prologue = TransformQuantize::plan_with(&transform, activation, m_max, isa, settings.arithmetic)?;
         let quantized: Vec<&QuantizedMatrix> = linears
             .iter()
             .filter_map(|linear| match &linear.weight {

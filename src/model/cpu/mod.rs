@@ -14,6 +14,7 @@ use super::batch::StateDesc;
 use super::error::{At, Error};
 use super::operation::{Operation, Stopwatch};
 use crate::checkpoint::{Checkpoint, Config, Group, Table, TableValues};
+use crate::kernels::Arithmetic;
 use crate::kernels::cpu::{Epilogue, FloatValues, FloatWeights, Isa, gemm_float};
 use state::Run;
 use std::ops::Range;
@@ -37,10 +38,12 @@ pub struct Settings {
     pub isa: Isa,
     /// Type of weights that are not quantized: the baseline that W4A4 is compared with.
     pub float: Float,
+    /// How transforms are computed. [`Arithmetic::Reproducible`] gives the same bits on every instruction set.
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for Settings {
-    /// The processor at its best, the baseline in single precision.
+    /// The processor at its best, the baseline in single precision, reproducible.
     fn default() -> Self {
         Isa::best().into()
     }
@@ -48,7 +51,7 @@ impl Default for Settings {
 
 impl From<Isa> for Settings {
     fn from(isa: Isa) -> Self {
-        Self { isa, float: Float::default() }
+        Self { isa, float: Float::default(), arithmetic: Arithmetic::Reproducible }
     }
 }
 

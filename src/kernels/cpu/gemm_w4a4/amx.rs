@@ -9,6 +9,8 @@
 use super::pack::{BLOCK, PANEL};
 use super::task::{Output, Task};
 use super::{avx512, parallel};
+use crate::kernels::cpu::tile_registers::{self, TILE};
+use crate::kernels::cpu::tiles::Line;
 use rayon::prelude::*;
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -18,8 +20,6 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Bytes of a tile: 16 rows of 64.
-const TILE: usize = 1024;
 /// Most blocks of 64 input channels in a stretch. Two panels of weights take 18 KB, two groups of tokens as much, and the
 /// sums 4 KB: together they fit an L1 cache of 48 KB, where weights stay while groups pass.
 const STRETCH: usize = 9;
@@ -30,22 +30,6 @@ const ACTIVATION_BYTES: usize = 1 << 20;
 
 /// Products of four tiles that a job should hold at least, some 10 microseconds.
 const PRODUCTS: usize = 256;
-
-#[repr(C, align(64))]
-struct Aligned<T>(T);
-
-/// The tile configuration of `ldtilecfg`: palette 1, every tile 16 rows of 64 bytes.
-static CONFIG: Aligned<[u8; 64]> = {
-    let mut config = [0_u8; 64];
-    config[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        config[16 + 2 * tile] = 64;
-        config[48 + tile] = 16;
-        tile += 1;
-    }
-    Aligned(config)
-};
 
 /// Runs a task whose workspace has room for all tokens, in tiles of 16.
 pub(super) fn run(task: &Task, workspace: &mut [u8]) {
@@ -106,9 +90,9 @@ fn repack(task: &Task, tiles: &mut [u8]) {
 /// The groups of 16 tokens `groups` by the pairs of panels `pairs`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, pairs: Range<usize>) {
-    // SAFETY: the configuration is 64 readable bytes of palette 1, and what is configured here is released here.
+    // SAFETY: `plan` made sure that AMX is granted; what is configured here is released here.
     unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
+        tile_registers::configure();
         for pair in pairs {
             if groups.len() <= 2 {
                 few(task, tiles, groups.clone(), pair * 2);
@@ -116,7 +100,7 @@ unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, pairs: Range<usiz
                 many(task, tiles, groups.clone(), pair * 2);
             }
         }
-        asm!("tilerelease", options(nostack, nomem));
+        tile_registers::release();
     }
 }
 
@@ -125,8 +109,8 @@ unsafe fn job(task: &Task, tiles: &[u8], groups: Range<usize>, pairs: Range<usiz
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn few(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
     const RING: usize = 4;
-    let mut weights = MaybeUninit::<Aligned<[u8; 2 * RING * TILE]>>::uninit();
-    let mut sums = MaybeUninit::<Aligned<[i32; 1024]>>::uninit();
+    let mut weights = MaybeUninit::<Line<[u8; 2 * RING * TILE]>>::uninit();
+    let mut sums = MaybeUninit::<Line<[i32; 1024]>>::uninit();
     let (weights, sums) = (weights.as_mut_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<i32>());
     let blocks = task.weights.blocks();
     let two = groups.len() == 2;
@@ -183,8 +167,8 @@ fn own(task: &Task, tokens: Range<usize>, panel: usize) {
 /// in a buffer.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn many(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
-    let mut weights = MaybeUninit::<Aligned<[u8; 2 * STRETCH * TILE]>>::uninit();
-    let mut sums = MaybeUninit::<Aligned<[i32; 32 * TOKENS]>>::uninit();
+    let mut weights = MaybeUninit::<Line<[u8; 2 * STRETCH * TILE]>>::uninit();
+    let mut sums = MaybeUninit::<Line<[i32; 32 * TOKENS]>>::uninit();
     let (weights, sums) = (weights.as_mut_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<i32>());
     let blocks = task.weights.blocks();
     let stretches = blocks.div_ceil(STRETCH).max(1);
@@ -265,8 +249,7 @@ unsafe fn unpack(nibbles: bool, packed: *const u8, out: *mut u8) {
 }
 
 // The tiles: sums of 16 tokens by 16 channels in tmm0 to tmm3 (`[group][panel]`), activations of two groups in tmm4 and
-// tmm5, weights of two panels in tmm6 and tmm7. The compiler itself never uses tile registers, so they keep their
-// contents from one `asm!` to the next.
+// tmm5, weights of two panels in tmm6 and tmm7.
 
 #[inline(always)]
 unsafe fn zero() {

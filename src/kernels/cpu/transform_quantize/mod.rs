@@ -1,5 +1,7 @@
 //! The prologue of a W4A4 linear: (RMSNorm or SwiGLU), smoothing, rotations and permutations, per-token quantization.
 
+#[cfg(target_arch = "x86_64")]
+mod amx_bf16;
 mod tile;
 
 #[cfg(test)]
@@ -9,7 +11,7 @@ use super::lanes::{LANES, Level};
 use super::tiles::{self, Aligned, SharedMut};
 use super::{Isa, QuantizedTokens};
 use crate::kernels::error::check_length;
-use crate::kernels::{Affine, Error, Transform};
+use crate::kernels::{Affine, Arithmetic, Error, Transform};
 use tile::{Sink, Tile};
 
 /// Where the tokens `[T, K]` come from.
@@ -48,14 +50,22 @@ impl Source<'_> {
 
 /// `x -> x S^-1 R_0 P_0 R_1 ..` (eq. 5), then the per-token quantizer (eq. 1), planned for one linear's input.
 ///
-/// A few tokens at a time stay in the workspace from the first step to their codes. Each output of a rotation is one
+/// A few tokens at a time stay in the workspace from the first step to their codes. The codes of a token depend on the
+/// token alone: not on the tokens beside it, nor on the threads.
+///
+/// With [`Arithmetic::Reproducible`] they do not depend on the instruction set either: each output of a rotation is one
 /// chain of fused multiply-adds in the order of the input channels (a Hadamard: butterflies of strides 1, 2, 4, .. and one
-/// multiplication), on every instruction set, so that the codes of a token depend on the token alone: not on the tokens
-/// beside it, the threads or the instruction set. On a machine without fused multiply-add the portable kernel calls the
-/// library's and is slow.
+/// multiplication) on all of them. On a machine without fused multiply-add the portable kernel calls the library's and is
+/// slow.
+///
+/// With [`Arithmetic::Fast`] dense rotations of blocks of a multiple of 32 (up to 512) run on AMX-BF16, where the machine
+/// has it: `x` and `R` are each the sum of two bfloat16, and an output is within `2^-14 sum_k |x_k| |R_kj|` of the real
+/// number, about `2^-17` of the block's length in practice, where `f32` has `2^-22`. Tiles take numbers below `2^-126` for
+/// zero. Everything else, the norm, the product and the quantizer, is the same operations as ever.
 ///
 /// A token whose transformed values hold NaN or infinity, or span more than `f32` can, gets scale NaN, zero point 0, codes
-/// 0 and row sum 0: everything computed from it is NaN, and nothing else is touched.
+/// 0 and row sum 0: everything computed from it is NaN, and nothing else is touched. On AMX-BF16 a value beyond 3.39e38,
+/// the largest bfloat16, counts as infinity.
 #[derive(Debug, Clone)]
 pub struct TransformQuantize {
     channels: usize,
@@ -69,18 +79,37 @@ pub struct TransformQuantize {
     m_max: usize,
     tile: usize,
     level: Level,
+    /// Where the rotations run on AMX-BF16; then there are no strips.
+    #[cfg(target_arch = "x86_64")]
+    amx: Option<amx_bf16::AmxBf16>,
 }
 
 /// Multiply-adds below which everything stays on the calling thread.
 const INLINE_WORK: usize = 1 << 20;
 
 impl TransformQuantize {
+    /// [`Self::plan_with`] [`Arithmetic::Reproducible`]: the same codes on every instruction set.
+    ///
+    /// # Errors
+    /// As [`Self::plan_with`].
+    pub fn plan(transform: &Transform, affine: Option<Affine>, m_max: usize, isa: Isa) -> Result<Self, Error> {
+        Self::plan_with(transform, affine, m_max, isa, Arithmetic::Reproducible)
+    }
+
     /// Plans `transform` for up to `m_max` tokens; `affine` is `None` where the activations stay in floating point.
+    ///
+    /// [`Self::kernel`] says what became of [`Arithmetic::Fast`]: where there is no faster kernel, the reproducible one runs.
     ///
     /// # Errors
     /// Those of [`Transform::validate`], and [`Error::Unsupported`] for no channels, for settings outside
     /// [`Affine::new`]'s, and for an instruction set that this machine lacks.
-    pub fn plan(transform: &Transform, affine: Option<Affine>, m_max: usize, isa: Isa) -> Result<Self, Error> {
+    pub fn plan_with(
+        transform: &Transform,
+        affine: Option<Affine>,
+        m_max: usize,
+        isa: Isa,
+        arithmetic: Arithmetic,
+    ) -> Result<Self, Error> {
         transform.validate()?;
         let level = Level::new(isa)?;
         if let Some(affine) = affine {
@@ -92,8 +121,14 @@ impl TransformQuantize {
             return Err(Error::Unsupported { what: "channels", expected, got: channels.to_string() });
         }
         let rotations = transform.rotation_count();
-        let mut strips = Aligned::new(if transform.hadamard { 0 } else { rotations * packed_len(block) });
-        if !transform.hadamard {
+        let fast = arithmetic == Arithmetic::Fast && isa == Isa::Amx;
+        #[cfg(target_arch = "x86_64")]
+        let amx = if fast { amx_bf16::AmxBf16::plan(transform, affine) } else { None };
+        #[cfg(target_arch = "x86_64")]
+        let fast = amx.is_some();
+        let in_strips = !(transform.hadamard || fast);
+        let mut strips = Aligned::new(if in_strips { rotations * packed_len(block) } else { 0 });
+        if in_strips {
             for i in 0..rotations {
                 let packed = &mut strips.as_mut_slice()[i * packed_len(block)..(i + 1) * packed_len(block)];
                 for (k, row) in transform.rotation(i).chunks_exact(block).enumerate() {
@@ -116,6 +151,8 @@ impl TransformQuantize {
             // Two buffers of a tile stay well inside a second-level cache.
             tile: ((1 << 15) / channels).clamp(1, 16),
             level,
+            #[cfg(target_arch = "x86_64")]
+            amx,
         })
     }
 
@@ -135,12 +172,18 @@ impl TransformQuantize {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let factors = self.inverse_smooth.as_deref().map_or(0, size_of_val);
+        #[cfg(target_arch = "x86_64")]
+        let factors = factors + self.amx.as_ref().map_or(0, amx_bf16::AmxBf16::bytes);
         size_of_val(self.strips.as_slice()) + size_of_val(self.permutations.as_slice()) + factors
     }
 
     /// What this plan runs, for logs: the instruction set and how it rotates.
     #[must_use]
     pub fn kernel(&self) -> String {
+        #[cfg(target_arch = "x86_64")]
+        if self.amx.is_some() {
+            return format!("transform_quantize amx-bf16 dense {}", self.block);
+        }
         let rotation = match (self.rotations, self.strips.as_slice().is_empty()) {
             (0, _) => "no rotation".into(),
             (_, true) => format!("hadamard {}", self.block),
@@ -158,10 +201,23 @@ impl TransformQuantize {
     /// costs threads, down to an error below that of one thread.
     #[must_use]
     pub fn workspace_len(&self) -> usize {
-        tiles::workspace_len(self.tile_len(), self.m_max.div_ceil(self.tile))
+        tiles::workspace_len(self.tile_len(), self.jobs(self.m_max))
+    }
+
+    /// Most jobs that some tokens are cut into.
+    fn jobs(&self, tokens: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.amx.is_some() {
+            return tokens;
+        }
+        tokens.div_ceil(self.tile)
     }
 
     fn tile_len(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = &self.amx {
+            return amx.scratch_len(self.m_max);
+        }
         2 * self.tile * self.channels.next_multiple_of(LANES)
     }
 
@@ -210,7 +266,7 @@ impl TransformQuantize {
                     row_sum: row_sum.part(first, count),
                 }
             };
-            self.level.run(Tile { plan: self, source, first, count, scratch, sink });
+            self.run_tile(source, first, count, scratch, sink);
         });
         Ok(())
     }
@@ -260,7 +316,7 @@ impl TransformQuantize {
         self.for_each_tile(tokens, workspace, |first, count, scratch| {
             // SAFETY: each tile is its own range of tokens.
             let out = unsafe { out.part(first * k, count * k) };
-            self.level.run(Tile { plan: self, source, first, count, scratch, sink: Sink::Values { affine, out } });
+            self.run_tile(source, first, count, scratch, Sink::Values { affine, out });
         });
         Ok(())
     }
@@ -286,10 +342,28 @@ impl TransformQuantize {
         Ok(())
     }
 
+    fn run_tile(&self, source: Source<'_>, first: usize, count: usize, scratch: &mut [f32], sink: Sink<'_>) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = &self.amx {
+            return amx.run(self, source, first, count, scratch, sink);
+        }
+        self.level.run(Tile { plan: self, source, first, count, scratch, sink });
+    }
+
     fn for_each_tile(&self, tokens: usize, workspace: &mut [f32], work: impl Fn(usize, usize, &mut [f32]) + Sync) {
-        let parallel = tokens * self.channels * (8 + self.rotations * self.block) >= INLINE_WORK;
+        let products = tokens * self.channels * (8 + self.rotations * self.block);
+        #[cfg(target_arch = "x86_64")]
+        if self.amx.is_some() {
+            let division = amx_bf16::Division::new(tokens, rayon::current_num_threads());
+            let parallel = products >= amx_bf16::INLINE_WORK;
+            tiles::for_each_tile(workspace, self.tile_len(), division.jobs(), parallel, |job, scratch| {
+                let (first, count) = division.job(job);
+                work(first, count, scratch);
+            });
+            return;
+        }
         let count = tokens.div_ceil(self.tile);
-        tiles::for_each_tile(workspace, self.tile_len(), count, parallel, |tile, scratch| {
+        tiles::for_each_tile(workspace, self.tile_len(), count, products >= INLINE_WORK, |tile, scratch| {
             let first = tile * self.tile;
             work(first, self.tile.min(tokens - first), scratch);
         });

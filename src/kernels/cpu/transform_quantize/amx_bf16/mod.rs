@@ -1,0 +1,248 @@
+//! Dense rotations on AMX-BF16 tiles, for [`Arithmetic::Fast`](crate::kernels::Arithmetic::Fast).
+//!
+//! A rotation is `y^T = R^T x^T` on groups of 16 columns: one block of 16 tokens, or 16 blocks of one token. `x` and `R`
+//! are each split into two bfloat16, and `x R ~ x_h R_h + x_l R_h + x_h R_l` is summed up in `f32`. What comes out lies as
+//! what goes in, `[channel][16]`, so that the permutation in between is which rows are read next (or a gather, where the
+//! lanes are blocks), and extremes and codes are taken lane by lane.
+//!
+//! **Error.** Splitting leaves `2^-16 |x|` and `2^-16 |R|` out (bfloat16 rounds within `2^-8`, twice), and the product of
+//! the two low parts, left out as well, is another `2^-16 |x| |R|`. Products are exact in `f32`; a tile of 32 channels is
+//! summed up in two chains of 16, which are added to each other and to the sum so far, each time within `2^-24`. With `3 B / 32`
+//! tiles an output is off by at most `(3 2^-16 + (17 + 3 B / 32) 2^-24 (1 + 2^-6)) sum |x| |R|`, which is below
+//! [`error_bound`], and by what tiles take for zero: numbers below `2^-126`.
+//!
+//! Each output is one fixed chain of operations on its own column, whatever the group beside it and whichever the shape of
+//! the groups: the bits of a token depend on that token alone.
+
+mod codes;
+mod columns;
+mod product;
+mod split;
+
+#[cfg(test)]
+mod tests;
+
+use super::tile::{Load, Sink, Write};
+use super::{Source, TransformQuantize};
+use crate::kernels::cpu::tile_registers;
+use crate::kernels::cpu::tiles::Aligned;
+use crate::kernels::{Affine, Transform};
+use codes::{Codes, Columns};
+use columns::{Extremes, Input, LARGEST_BLOCK, Shape};
+use product::Rotation;
+
+/// Tokens of a tile of them.
+pub(super) const TOKENS: usize = 16;
+
+/// Least clip ratio with which codes are rounded in 32-bit integers.
+const LEAST_CLIP: f32 = 1.0 / 1024.0;
+
+/// Multiply-adds below which everything stays on the calling thread.
+pub(super) const INLINE_WORK: usize = 1 << 22;
+
+/// How some tokens are cut into jobs: 16 at a time where that keeps every thread at work, else one by one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Division {
+    tokens: usize,
+    /// Jobs of one token, the last tokens.
+    singles: usize,
+}
+
+impl Division {
+    pub(super) fn new(tokens: usize, threads: usize) -> Self {
+        let tiles = tokens / TOKENS;
+        let rest = tokens % TOKENS;
+        let singles = if threads > 1 && tiles < 2 * threads {
+            tokens
+        } else if rest < SINGLES {
+            rest
+        } else {
+            0
+        };
+        Self { tokens, singles }
+    }
+
+    pub(super) fn jobs(self) -> usize {
+        self.singles + (self.tokens - self.singles).div_ceil(TOKENS)
+    }
+
+    /// First token and count of a job. The last job is the first to run, so the long ones stand there.
+    pub(super) fn job(self, job: usize) -> (usize, usize) {
+        let tiled = self.tokens - self.singles;
+        if job < self.singles {
+            return (tiled + job, 1);
+        }
+        let first = (job - self.singles) * TOKENS;
+        (first, TOKENS.min(tiled - first))
+    }
+}
+
+/// Tokens from which on they are rather a tile with empty lanes than one by one.
+const SINGLES: usize = 12;
+
+/// The rotations of a plan as tiles.
+#[derive(Debug, Clone)]
+pub(super) struct AmxBf16 {
+    channels: usize,
+    block: usize,
+    rotations: usize,
+    /// Each as [`product::pack`] lays it out.
+    tiles: Aligned<u16>,
+    /// Each permutation for 16 blocks of one token, `[groups][B][16]`: where the value lies in the groups before it, or the
+    /// zeros behind them for a lane without a column.
+    gathers: Vec<u32>,
+}
+
+impl AmxBf16 {
+    /// Plans a validated transform; `None` where this kernel does not take it or the machine has no AMX-BF16.
+    pub(super) fn plan(transform: &Transform, affine: Option<Affine>) -> Option<Self> {
+        let (channels, block) = (transform.channels, transform.block);
+        let rotations = transform.rotation_count();
+        let takes = rotations > 0 && !transform.hadamard && block.is_multiple_of(32) && block <= LARGEST_BLOCK;
+        let rounds = affine.is_none_or(|affine| affine.clip >= LEAST_CLIP);
+        if !(takes && rounds && crate::kernels::cpu::isa::amx_bf16()) {
+            return None;
+        }
+        let size = product::packed_len(block);
+        let mut tiles = Aligned::new(rotations * size);
+        for (i, tiles) in tiles.as_mut_slice().chunks_exact_mut(size).enumerate() {
+            product::pack(transform.rotation(i), block, tiles);
+        }
+        let blocks = channels / block;
+        let groups = blocks.div_ceil(16);
+        let mut gathers = Vec::with_capacity(transform.permutation_count() * groups * block * 16);
+        for i in 0..transform.permutation_count() {
+            let order = transform.permutation(i);
+            for at in 0..groups * block * 16 {
+                let (lane, channel) = (at / (block * 16) * 16 + at % 16, at / 16 % block);
+                gathers.push(match order.get(lane * block + channel) {
+                    Some(&from) if lane < blocks => {
+                        let (from, channel) = (from as usize / block, from as usize % block);
+                        ((from / 16 * block + channel) * 16 + from % 16) as u32
+                    }
+                    _ => (groups * block * 16) as u32,
+                });
+            }
+        }
+        Some(Self { channels, block, rotations, tiles, gathers })
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.tiles.bytes() + size_of_val(self.gathers.as_slice())
+    }
+
+    /// `f32` that [`Self::run`] needs for up to `tokens` tokens.
+    pub(super) fn scratch_len(&self, tokens: usize) -> usize {
+        2 * self.half_len(tokens) + product::operands_len(self.block)
+    }
+
+    /// One of two buffers: groups of tokens, or of blocks and the zeros behind them.
+    fn half_len(&self, tokens: usize) -> usize {
+        let blocks = self.blocks_groups() * self.block * 16 + 16;
+        if tokens > 1 { blocks.max(TOKENS * self.channels) } else { blocks }
+    }
+
+    fn blocks_groups(&self) -> usize {
+        (self.channels / self.block).div_ceil(16)
+    }
+
+    /// Up to 16 tokens from token `first` on, from the source to the sink. Either shape of groups gives the same bits.
+    ///
+    /// `scratch` is [`Self::scratch_len`] of as many tokens or more, on a cache line.
+    pub(super) fn run(
+        &self,
+        plan: &TransformQuantize,
+        source: Source<'_>,
+        first: usize,
+        count: usize,
+        scratch: &mut [f32],
+        sink: Sink<'_>,
+    ) {
+        let k = self.channels;
+        let half = self.half_len(count);
+        let (x, rest) = scratch.split_at_mut(half);
+        let (y, operands) = rest.split_at_mut(half);
+        let rows = match source {
+            Source::Tokens(tokens) if plan.inverse_smooth.is_none() => tokens[first * k..(first + count) * k].as_ptr(),
+            _ => {
+                plan.level.run(Load { plan, source, first, x: &mut x[..count * k] });
+                x.as_ptr()
+            }
+        };
+        let shape = if count == 1 { Shape::Blocks { count: k / self.block } } else { Shape::Tokens { count } };
+        // SAFETY: `plan` has seen the features; buffers have the length of the groups, and `rows` of the tokens.
+        let spare = unsafe {
+            match sink {
+                Sink::Codes { affine, codes, stride, scale, zero_point, row_sum } => {
+                    let codes = Codes { affine, codes, stride, scale, zero_point, row_sum };
+                    self.transform(plan, rows, shape, x, y, operands, Some(codes));
+                    return;
+                }
+                Sink::Values { .. } => self.transform(plan, rows, shape, x, y, operands, None),
+            }
+        };
+        plan.level.run(Write { k, x: &spare[..count * k], sink });
+    }
+
+    /// Transforms, and quantizes where there is somewhere for codes to go; else what it returns begins with the values as
+    /// rows of tokens.
+    ///
+    /// # Safety
+    /// The machine has AMX-BF16, `rows` holds the tokens (it may lie in `x`), `x` and `y` are [`Self::half_len`] long, and
+    /// `operands` is as long as a rotation's.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+    unsafe fn transform<'a>(
+        &self,
+        plan: &TransformQuantize,
+        rows: *const f32,
+        shape: Shape,
+        x: &'a mut [f32],
+        y: &'a mut [f32],
+        operands: &mut [f32],
+        codes: Option<Codes<'_>>,
+    ) -> &'a [f32] {
+        let (k, block) = (self.channels, self.block);
+        let groups = match shape {
+            Shape::Tokens { .. } => k / block,
+            Shape::Blocks { .. } => self.blocks_groups(),
+        };
+        let values = groups * block * 16;
+        let tokens = matches!(shape, Shape::Tokens { .. });
+        let mut extremes = Extremes::new();
+        // `rows` may lie in `x`: nothing is written there before the first rotation has read it.
+        let (mut from, mut to) = (x.as_mut_ptr(), y.as_mut_ptr());
+        // SAFETY: by the caller's promise; what is configured is released.
+        unsafe {
+            tile_registers::configure();
+            for i in 0..self.rotations {
+                let input = if i == 0 {
+                    Input::Rows { rows, shape, channels: k, block }
+                } else if tokens {
+                    Input::Permuted { from, order: &plan.permutations[(i - 1) * k..i * k], block }
+                } else {
+                    from.add(values).write_bytes(0, 16);
+                    Input::Gathered { from, table: &self.gathers[(i - 1) * values..i * values], block }
+                };
+                let tiles = self.tiles.as_slice()[i * product::packed_len(block)..].as_ptr();
+                let rotation = Rotation { block, tiles, input, groups, out: to, operands: operands.as_mut_ptr() };
+                let last = i + 1 == self.rotations && codes.is_some();
+                rotation.run(last.then_some(&mut extremes));
+                std::mem::swap(&mut from, &mut to);
+            }
+            tile_registers::release();
+            let columns = Columns { values: from, shape, groups, block };
+            match codes {
+                Some(codes) => codes::quantize(&columns, &extremes, codes),
+                None => codes::rows(&columns, to, k),
+            }
+        }
+        if self.rotations.is_multiple_of(2) { y } else { x }
+    }
+}
+
+/// An output `sum_k x[k] R[k, j]` of one rotation is within this times `sum_k |x[k]| |R[k, j]|` of the real number.
+#[cfg(test)]
+pub(super) const fn error_bound(block: usize) -> f64 {
+    3.0 / 65_536.0 + (18 + block / 10) as f64 / 16_777_216.0
+}
