@@ -28,11 +28,12 @@ fn outputs(sources: &[Source]) -> (Document, String) {
 
 fn drawings(document: &Document) -> Vec<(&str, &Drawing)> {
     let blocks = document.sections.iter().flat_map(|section| &section.blocks);
-    let plot = |block| match block {
-        &Block::Plot(ref plot) => Some((plot.title.as_str(), &plot.drawing)),
-        _ => None,
-    };
-    blocks.filter_map(plot).collect()
+    blocks
+        .filter_map(|block| match block {
+            Block::Plot(plot) => Some((plot.title.as_str(), &plot.drawing)),
+            _ => None,
+        })
+        .collect()
 }
 
 fn read(text: &str) -> Result<Vec<Source>, String> {
