@@ -28,11 +28,12 @@ fn outputs(sources: &[Source]) -> (Document, String) {
 
 fn drawings(document: &Document) -> Vec<(&str, &Drawing)> {
     let blocks = document.sections.iter().flat_map(|section| &section.blocks);
-    let plot = |block| match block {
-        &Block::Plot(ref plot) => Some((plot.title.as_str(), &plot.drawing)),
-        _ => None,
-    };
-    blocks.filter_map(plot).collect()
+    blocks
+        .filter_map(|block| match block {
+            Block::Plot(plot) => Some((plot.title.as_str(), &plot.drawing)),
+            _ => None,
+        })
+        .collect()
 }
 
 fn read(text: &str) -> Result<Vec<Source>, String> {
@@ -46,26 +47,26 @@ fn every_kind_has_its_plots_and_tables() {
             "layer",
             &[
                 "Speed-up, prefill",
+                "Roofline, prefill, batch 64",
                 "Memory by purpose, prefill",
                 "Where the time goes, prefill",
-                "Roofline, prefill, batch 64",
                 "Speed-up, decode",
+                "Roofline, decode, batch 64",
                 "Memory by purpose, decode",
                 "Where the time goes, decode",
-                "Roofline, decode, batch 64",
             ],
         ),
         (
             "model",
             &[
                 "Speed-up, prefill",
+                "Roofline, prefill, batch 64",
                 "Memory by purpose, prefill",
                 "Where the time goes, prefill",
-                "Roofline, prefill, batch 64",
                 "Speed-up, decode",
+                "Roofline, decode, batch 64",
                 "Memory by purpose, decode",
                 "Where the time goes, decode",
-                "Roofline, decode, batch 64",
             ],
         ),
         ("kernel", &["Roofline"]),
@@ -144,7 +145,8 @@ fn two_runs_are_compared_point_by_point() {
         points[2].time.noise = vec!["busy".into()];
         points.remove(3);
     }
-    let (document, _) = outputs(&[first.clone(), second.clone()]);
+    let (document, page) = outputs(&[first.clone(), second.clone()]);
+    std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("report-two.html"), page).unwrap();
     let text = terminal(&document);
     let (_, compared) = text.split_once("Runs beside each other: layer").unwrap();
     assert!(compared.contains("so that they should agree"));

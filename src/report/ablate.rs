@@ -31,8 +31,8 @@ fn table(key: &str, points: &[&AblationPoint]) -> Table {
         Column::text("settings"),
         Column::number("perplexity"),
         Column::number("floating point"),
-        Column::number("above it"),
-        Column::number("times it"),
+        Column::number("difference"),
+        Column::number("ratio"),
         Column::number("seconds"),
         Column::number("variance over blocks"),
         Column::paper("the paper's LLaMA2-7B, WikiText2"),
@@ -91,6 +91,8 @@ fn bars(key: &str, points: &[&AblationPoint]) -> Option<Block> {
         rows: rows.collect(),
     });
     let scale = if most / least > WIDE_SPREAD { " The axis is logarithmic." } else { "" };
-    let caption = format!("Lower is better; ours alone.{scale}{}", left_out(shown.len(), points.len()));
+    let dashed =
+        if same { format!(" The dashed line is floating point, {}.", number(baseline)) } else { String::new() };
+    let caption = format!("Lower is better; ours alone.{dashed}{scale}{}", left_out(shown.len(), points.len()));
     Some(Block::Plot(Plot { title: format!("Perplexity: {key}"), caption, drawing }))
 }

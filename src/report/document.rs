@@ -302,15 +302,15 @@ pub struct PictureStep {
     pub grid: Vec<f32>,
 }
 
-/// Slots of names in a plot: the methods have theirs in every plot, others get what is left.
+/// Slots of names in a plot: methods, kernels and purposes of memory have theirs in every plot, others get what is left.
 pub(super) fn keys(names: &[String], slots: usize) -> Vec<Key> {
     let wanted = |name: &str| match name {
-        "fp32" | "fp16" | "bf16" | "gemm_w4a4" => Some(0),
-        "rtn" => Some(1),
-        "quarot" => Some(2),
-        "duquant0" => Some(3),
-        "duquant" => Some(4),
-        "duquant2" => Some(5),
+        "fp32" | "fp16" | "bf16" | "gemm_float" | "workspace" => Some(0),
+        "rtn" | "transform_quantize" => Some(1),
+        "quarot" | "attention" | "KV cache" => Some(2),
+        "duquant0" | "rms_norm" | "activations" => Some(3),
+        "duquant" | "gemm_w4a4" | "weights" => Some(4),
+        "duquant2" | "rope_hadamard_quantize" => Some(5),
         _ => None,
     };
     let mut taken = vec![false; slots];

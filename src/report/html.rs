@@ -12,6 +12,8 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
                       base-uri 'none'; form-action 'none'";
 /// A list longer than this is folded.
 const LONG_LIST: usize = 6;
+/// A cell longer than this is broken into lines.
+const LONG_CELL: usize = 36;
 
 /// A report as an HTML page with plots.
 #[must_use]
@@ -145,12 +147,10 @@ fn table_html(out: &mut String, table: &Table) {
     for row in &table.rows {
         out.push_str("<tr>");
         for (i, cell) in row.iter().enumerate() {
+            let class = if cell.chars().count() > LONG_CELL { " class=\"long\"" } else { class(i) };
             let cell = if cell.is_empty() { "\u{2013}".to_owned() } else { escape(cell) };
-            let _ = if i == 0 {
-                write!(out, "<th scope=\"row\"{}>{cell}</th>", class(i))
-            } else {
-                write!(out, "<td{}>{cell}</td>", class(i))
-            };
+            let (open, close) = if i == 0 { ("th scope=\"row\"", "th") } else { ("td", "td") };
+            let _ = write!(out, "<{open}{class}>{cell}</{close}>");
         }
         out.push_str("</tr>");
     }

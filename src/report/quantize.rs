@@ -61,6 +61,7 @@ fn stages(points: &[QuantizePoint]) -> Option<Table> {
     let columns =
         vec![Column::text("run"), Column::text("stage"), Column::number("seconds"), Column::number("share of the run")];
     let mut table = Table::new("Stages", columns);
+    table.detail = true;
     for point in points {
         for stage in &point.stages {
             let share = percent(stage.seconds / point.seconds);
@@ -80,6 +81,13 @@ fn bars(points: &[QuantizePoint]) -> Option<Block> {
     if rest.is_some() {
         names.push("others".into());
     }
+    // A label holds what tells one run from another.
+    let one_model = points.iter().all(|point| point.model == points[0].model && point.bits == points[0].bits);
+    let label = |point: &QuantizePoint| match (one_model, point.mode.as_str()) {
+        (true, "none") => point.method.clone(),
+        (true, mode) => format!("{} {mode}", point.method),
+        (false, _) => point_name(point),
+    };
     let rows = points.iter().take(MOST_BARS).map(|point| {
         let of = |name: &String| -> f64 {
             point.stages.iter().filter(|stage| stage.name == *name).map(|stage| stage.seconds).sum()
@@ -90,7 +98,7 @@ fn bars(points: &[QuantizePoint]) -> Option<Block> {
         }
         let tip = |(name, value): (&String, &f64)| format!("{}: {name} {}", point_name(point), seconds(*value));
         let tips = names.iter().zip(&values).map(tip).collect();
-        Bar { group: String::new(), label: point_name(point), values, tips, total: seconds(point.seconds), slot: None }
+        Bar { group: String::new(), label: label(point), values, tips, total: seconds(point.seconds), slot: None }
     });
     let rows: Vec<Bar> = rows.collect();
     let caption = format!("The time of the whole run stands behind the bar.{}", left_out(rows.len(), points.len()));

@@ -69,9 +69,9 @@ pub(super) fn sections(record: &Record, points: &[SpeedPoint]) -> Vec<Section> {
         let mut section = Section::new(3, if phase == Phase::Prefill { "Prefill" } else { "Decode" });
         section.push(Block::Table(times(points, &of_phase, phase)));
         section.blocks.extend(speed_plots::speedup(&of_phase, phase));
+        section.blocks.extend(roofline::of_layers(record, &of_phase, phase));
         section.blocks.extend(speed_plots::memory(&of_phase, phase));
         section.blocks.extend(speed_plots::shares(&of_phase, phase));
-        section.blocks.extend(roofline::of_layers(record, &of_phase, phase));
         section.push(Block::Table(memory(points, &of_phase, phase)));
         section.blocks.extend(kernels(&of_phase, phase).map(Block::Table));
         sections.push(section);

@@ -155,10 +155,8 @@ pub(super) fn shares(points: &[&SpeedPoint], phase: Phase) -> Option<Block> {
         parts: keys(&kernels, SLOTS),
         rows,
     });
-    let caption = format!(
-        "One run, timed kernel by kernel; its time stands behind the bar.{}",
-        left_out(chosen.len().min(MOST_BARS), points.len())
-    );
+    let batches = if least < most { " At the smallest and the largest batch." } else { "" };
+    let caption = format!("One run, timed kernel by kernel; its time stands behind the bar.{batches}");
     Some(Block::Plot(Plot { title: format!("Where the time goes, {}", phase_name(phase)), caption, drawing }))
 }
 

@@ -12,7 +12,7 @@ const TOP: f64 = 8.0;
 /// Below the last bar: ticks and the name of the axis.
 const FOOT: f64 = 44.0;
 /// Part names and totals get at most this.
-const MOST_LABEL: f64 = 180.0;
+const MOST_LABEL: f64 = 220.0;
 
 pub(super) fn draw(plot: &Plot, bars: &Bars, id: &str) -> String {
     let headings = bars.rows.iter().filter(|row| !row.group.is_empty()).count();

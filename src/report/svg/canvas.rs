@@ -6,7 +6,7 @@ use crate::report::html::escape;
 use std::fmt::Write;
 
 /// Width of a letter at the size of labels, near enough for any sans-serif font.
-pub(super) const LETTER: f64 = 6.6;
+pub(super) const LETTER: f64 = 7.2;
 
 /// A drawing under way.
 pub(super) struct Canvas {

@@ -1,6 +1,6 @@
 //! Operations a byte against operations a second, both logarithmic, below the ceilings of the machine.
 
-use super::canvas::{Anchor, Canvas, coordinate};
+use super::canvas::{Anchor, Canvas, LETTER, coordinate};
 use super::scale::{Scale, tick};
 use crate::report::document::{Mark, Plot, Roofline, Unit};
 use crate::report::format::prefixed;
@@ -67,7 +67,15 @@ fn ceilings(canvas: &mut Canvas, roofline: &Roofline, x: Ends, y: Ends, across: 
         let height = up.at(*ops);
         canvas.line(across.at(bend), height, across.at(x.1), height, "ceiling");
         let text = format!("{name}: {}op/s", prefixed(*ops));
-        canvas.text(RIGHT - 4.0, height - 5.0, Anchor::End, "ceiling-name", &text);
+        // Behind the bend, where few kernels are; at the end where that is too short.
+        let room = RIGHT - across.at(bend);
+        // Below the line where the slope goes on above it.
+        let y = if *ops < highest { height + 14.0 } else { height - 5.0 };
+        if room > text.chars().count() as f64 * LETTER + 20.0 {
+            canvas.text(across.at(bend) + 14.0, y, Anchor::Start, "ceiling-name", &text);
+        } else {
+            canvas.text(RIGHT - 4.0, y, Anchor::End, "ceiling-name", &text);
+        }
     }
     let Some(bytes) = roofline.bytes_per_second else { return };
     // From where the slope enters the frame to the last bend, or to where it leaves.

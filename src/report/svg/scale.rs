@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn log_ticks_are_powers_of_ten_or_less_where_few() {
         assert_eq!(Scale::log(1.0, 1e4, 0.0, 100.0).ticks(6), [1.0, 10.0, 100.0, 1e3, 1e4]);
-        assert_eq!(Scale::log(40.0, 600.0, 0.0, 100.0).ticks(6), [100.0, 300.0]);
+        assert_eq!(Scale::log(40.0, 900.0, 0.0, 100.0).ticks(6), [100.0, 300.0]);
         assert_eq!(Scale::log(1.0, 8.0, 0.0, 100.0).ticks(6), [1.0, 2.0, 5.0]);
     }
 
