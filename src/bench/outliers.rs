@@ -67,13 +67,13 @@ impl<'a> OutlierProbe<'a> {
         let config = self.checkpoint.config();
         let float = KvQuantizer::default();
         while self.next < layer {
-            let passed = Layer::load(self.checkpoint.layer(self.next)?, config, self.next, CHUNK, Isa::best())?;
+            let passed = Layer::load(self.checkpoint.layer(self.next)?, config, self.next, CHUNK, Isa::best().into())?;
             self.calibration.advance(&passed, float)?;
             self.shown.advance(&passed, float)?;
             self.next += 1;
         }
         let weights = self.checkpoint.layer(layer)?;
-        let here = Layer::load(weights.clone(), config, layer, CHUNK, Isa::best())?;
+        let here = Layer::load(weights.clone(), config, layer, CHUNK, Isa::best().into())?;
         let activations = self.calibration.observe(&here, float, false)?;
         let LayerActivations { tokens, inputs } = self.shown.observe(&here, float, false)?;
         drop(here);

@@ -186,7 +186,7 @@ impl<'a> Ablation<'a> {
     fn variance(&self, row: &Row) -> Result<f64, quantize::Error> {
         let (checkpoint, config) = (self.checkpoint, self.checkpoint.config());
         let weights = checkpoint.layer(0)?;
-        let layer = Layer::load(weights.clone(), config, 0, CHUNK, Isa::best())?;
+        let layer = Layer::load(weights.clone(), config, 0, CHUNK, Isa::best().into())?;
         let samples = self.samples(row)?;
         let activations = Calibrator::new(checkpoint, &samples)?.observe(&layer, KvQuantizer::default(), false)?;
         drop(layer);
