@@ -1,9 +1,9 @@
-//! The prologue of the linears, at the shapes of SmolLM2-135M and LLaMA-2 7B: dense and Hadamard rotations, prefill and
-//! decode. `cargo bench --bench transform_quantize`.
+//! The prologue of the linears, at the shapes of SmolLM2-135M and LLaMA-2 7B: none, dense (reproducible and as fast as the
+//! machine can) and Hadamard rotations, prefill and decode. `cargo bench --bench transform_quantize`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use duquant::kernels::cpu::{Isa, QuantizedTokens, Source, TransformQuantize};
-use duquant::kernels::{Affine, Transform};
+use duquant::kernels::{Affine, Arithmetic, Transform};
 use std::hint::black_box;
 
 /// Two rotations and one permutation. What the matrices hold does not change the time; these are Hadamards, planned as
@@ -22,10 +22,14 @@ fn bench(c: &mut Criterion) {
     let affine = Affine { bits: 4, clip: 0.9, symmetric: false };
     let mut group = c.benchmark_group("transform_quantize");
     for (channels, block) in [(576, 64), (1536, 128), (4096, 128), (11008, 128)] {
-        for hadamard in [false, true] {
-            for tokens in [1, 512] {
-                let plan =
-                    TransformQuantize::plan(&transform(channels, block, hadamard), Some(affine), tokens, Isa::best());
+        for kind in ["identity", "dense", "fast", "hadamard"] {
+            let (transform, arithmetic) = match kind {
+                "identity" => (Transform::identity(channels), Arithmetic::Reproducible),
+                "fast" => (transform(channels, block, false), Arithmetic::Fast),
+                _ => (transform(channels, block, kind == "hadamard"), Arithmetic::Reproducible),
+            };
+            for tokens in [1, 4, 16, 64, 512] {
+                let plan = TransformQuantize::plan_with(&transform, Some(affine), tokens, Isa::best(), arithmetic);
                 let Ok(plan) = plan else { continue };
                 let gate_up: Vec<f32> = (0..2 * tokens * channels).map(|i| (i % 1009) as f32 * 0.01 - 5.0).collect();
                 let weight = vec![1.0; channels];
@@ -39,7 +43,6 @@ fn bench(c: &mut Criterion) {
                     ("silu_mul", Source::SiluMul { gate_up: &gate_up }),
                 ];
                 for (name, source) in sources {
-                    let kind = if hadamard { "hadamard" } else { "dense" };
                     let id = BenchmarkId::new(format!("{name}/{kind}{block}"), format!("T{tokens}xK{channels}"));
                     group.bench_function(id, |b| {
                         b.iter(|| plan.run(black_box(source), tokens, &mut out, &mut workspace).is_ok());

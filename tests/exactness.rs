@@ -11,7 +11,7 @@
 mod oracle;
 
 use duquant::kernels::cpu::{Epilogue, GemmW4A4, GemmW4A4Desc, Isa, QuantizedTokens, Source, TransformQuantize};
-use duquant::kernels::{Affine, QuantizedMatrix, Transform};
+use duquant::kernels::{Affine, Arithmetic, QuantizedMatrix, Transform};
 use duquant_reference as reference;
 use oracle::{Random, widen};
 use proptest::prelude::*;
@@ -189,6 +189,48 @@ proptest! {
         let transform = random.transform(blocks * block, block, permutations, smooth);
         let x = random.activations(t, blocks * block);
         check_prologue(&transform, Source::Tokens(&x), &widen(&x), t, Affine::new(bits, 0.9).unwrap());
+    }
+
+    #[test]
+    fn fast_codes_are_the_oracles_of_their_own_values(
+        t in 1_usize..40,
+        blocks in 1_usize..20,
+        block in prop_oneof![Just(32_usize), Just(64), Just(96), Just(128), Just(24)],
+        permutations in 0_usize..3,
+        smooth: bool,
+        bits in 2_u32..=8,
+        seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let mut transform = random.transform(blocks * block, block, permutations, smooth);
+        // The bound is on what is rotated, and lengths must not change in front of it.
+        transform.inverse_smooth = transform.inverse_smooth.map(|factors| vec![0.5; factors.len()]);
+        let x = random.activations(t, blocks * block);
+        check_fast(&transform, &x, t, Affine::new(bits, 0.9).unwrap());
+    }
+}
+
+/// With [`Arithmetic::Fast`] codes are the oracle's of the kernel's own values bit for bit, and those values lie within the
+/// documented bound, of which the length of a block times `2^-14` is the larger part.
+fn check_fast(transform: &Transform, x: &[f32], t: usize, settings: Affine) {
+    let k = transform.channels;
+    let plan = TransformQuantize::plan_with(transform, Some(settings), t, Isa::best(), Arithmetic::Fast).unwrap();
+    let mut workspace = vec![f32::NAN; plan.workspace_len()];
+    let mut values = vec![f32::NAN; t * k];
+    plan.run_float(Source::Tokens(x), t, &mut values, &mut workspace).unwrap();
+    let mut got = QuantizedTokens::new(t, k);
+    plan.run(Source::Tokens(x), t, &mut got, &mut workspace).unwrap();
+    let values = widen(&values);
+    let expected = reference::QuantizedRows::quantize(&values, t, k, &oracle::affine(&settings));
+    assert_eq!(oracle::rows(&got), expected, "{}", plan.kernel());
+    let real = oracle::transform(transform).apply(&widen(x));
+    for (token, (real, values)) in real.chunks(k).zip(values.chunks(k)).enumerate() {
+        let length = real.iter().map(|x| x * x).sum::<f64>().sqrt();
+        // Lengths stay what they are in every rotation, and each adds its error.
+        let bound = length * transform.rotation_count() as f64 * 2.0_f64.powi(-14) * 1.001 + 1e-35;
+        for (real, value) in real.iter().zip(values) {
+            assert!((real - value).abs() <= bound, "{}, token {token}: {value} against {real}", plan.kernel());
+        }
     }
 }
 

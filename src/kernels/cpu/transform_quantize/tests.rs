@@ -1,15 +1,15 @@
 use super::*;
 use crate::kernels::RowParams;
 
-struct Noise(u64);
+pub(super) struct Noise(pub(super) u64);
 
 impl Noise {
-    fn next(&mut self) -> f64 {
+    pub(super) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    fn normal(&mut self) -> f64 {
+    pub(super) fn normal(&mut self) -> f64 {
         (-2.0 * self.next().max(1e-300).ln()).sqrt() * (2.0 * std::f64::consts::PI * self.next()).cos()
     }
 }
@@ -36,7 +36,7 @@ fn sylvester(n: usize) -> Vec<f32> {
     (0..n * n).map(|i| if ((i / n) & (i % n)).count_ones().is_multiple_of(2) { entry } else { -entry }).collect()
 }
 
-fn transform(channels: usize, block: usize, permutations: usize, hadamard: bool, smooth: bool) -> Transform {
+pub(super) fn transform(channels: usize, block: usize, permutations: usize, hadamard: bool, smooth: bool) -> Transform {
     let mut noise = Noise((channels * 1000 + block * 10 + permutations) as u64);
     let rotations = (0..=permutations)
         .flat_map(|_| if hadamard { sylvester(block) } else { orthogonal(block, &mut noise) })
@@ -55,7 +55,7 @@ fn transform(channels: usize, block: usize, permutations: usize, hadamard: bool,
 }
 
 /// Tokens of every kind: normal, zeros, positive, negative, a massive outlier, a few large channels, tiny.
-fn tokens(count: usize, k: usize) -> Vec<f32> {
+pub(super) fn tokens(count: usize, k: usize) -> Vec<f32> {
     let mut noise = Noise((count * 7 + k) as u64);
     let mut x: Vec<f32> = (0..count * k).map(|_| (noise.normal() * 0.06) as f32).collect();
     for (t, x) in x.chunks_exact_mut(k).enumerate() {
@@ -107,7 +107,7 @@ fn check_codes(want: &[f64], got: &[u8], affine: &Affine, params: &RowParams, wh
     }
 }
 
-fn run(plan: &TransformQuantize, source: Source<'_>, count: usize) -> QuantizedTokens {
+pub(super) fn run(plan: &TransformQuantize, source: Source<'_>, count: usize) -> QuantizedTokens {
     let mut out = QuantizedTokens::new(count, plan.channels());
     let mut workspace = vec![f32::NAN; plan.workspace_len()];
     plan.run(source, count, &mut out, &mut workspace).unwrap();

@@ -1,1 +1,241 @@
+use super::super::tests::{Noise, run, tokens, transform};
+use super::*;
+use crate::kernels::Arithmetic;
+use crate::kernels::cpu::{Isa, QuantizedTokens};
 
+const AFFINE: Affine = Affine { bits: 4, clip: 0.9, symmetric: false };
+
+/// The plan, where this machine has the kernel.
+#[allow(clippy::print_stdout, reason = "a test says so when it skips")]
+fn fast(transform: &Transform, affine: Affine, m_max: usize) -> Option<TransformQuantize> {
+    if !crate::kernels::cpu::isa::amx_bf16() {
+        println!("skipped: this machine has no AMX-BF16");
+        return None;
+    }
+    let plan = TransformQuantize::plan_with(transform, Some(affine), m_max, Isa::Amx, Arithmetic::Fast).unwrap();
+    assert_eq!(plan.kernel(), format!("transform_quantize amx-bf16 dense {}", transform.block));
+    Some(plan)
+}
+
+fn float(plan: &TransformQuantize, x: &[f32], count: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; count * plan.channels()];
+    let mut workspace = vec![f32::NAN; plan.workspace_len()];
+    plan.run_float(Source::Tokens(x), count, &mut out, &mut workspace).unwrap();
+    out
+}
+
+/// One token in `f64`, and by how much each value may be off.
+fn bounded(transform: &Transform, row: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let (k, b) = (transform.channels, transform.block);
+    // Smoothing is one multiplication in `f32`, as it is in the kernel.
+    let factor = |i: usize| transform.inverse_smooth.as_ref().map_or(1.0, |f| f[i]);
+    let mut x: Vec<f64> = row.iter().enumerate().map(|(i, &x)| f64::from(x * factor(i))).collect();
+    let mut off = vec![0.0; k];
+    for i in 0..transform.rotation_count() {
+        if i > 0 {
+            let order = transform.permutation(i - 1);
+            x = order.iter().map(|&from| x[from as usize]).collect();
+            off = order.iter().map(|&from| off[from as usize]).collect();
+        }
+        let r = transform.rotation(i);
+        let (mut y, mut next) = (vec![0.0; k], vec![0.0; k]);
+        for at in 0..k {
+            let (first, j) = (at / b * b, at % b);
+            for i in 0..b {
+                let (x, off, r) = (x[first + i], off[first + i], f64::from(r[i * b + j]));
+                y[at] += x * r;
+                next[at] += (off + error_bound(b) * (x.abs() + off)) * r.abs();
+            }
+            // What tiles take for zero.
+            next[at] += b as f64 * 2.0_f64.powi(-120);
+        }
+        (x, off) = (y, next);
+    }
+    (x, off)
+}
+
+/// Values within the bound of the oracle, codes those of the values, and every token what it is alone.
+fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
+    let Some(plan) = fast(transform, affine, count) else { return };
+    let k = transform.channels;
+    let what = format!("T {count} K {k} B {} rotations {}", transform.block, transform.rotation_count());
+    let values = float(&plan, x, count);
+    let got = run(&plan, Source::Tokens(x), count);
+    let mut back = vec![0.0; count * k];
+    let mut workspace = vec![f32::NAN; plan.workspace_len()];
+    plan.run_dequantized(Source::Tokens(x), count, &mut back, &mut workspace).unwrap();
+    let alone = fast(transform, affine, 1).unwrap();
+    for t in 0..count {
+        let row = &x[t * k..(t + 1) * k];
+        let value = &values[t * k..(t + 1) * k];
+        if t < 40 || t + 2 > count {
+            let (want, off) = bounded(transform, row);
+            for (at, ((want, off), got)) in want.iter().zip(&off).zip(value).enumerate() {
+                let error = (want - f64::from(*got)).abs();
+                assert!(error <= *off, "{what}: token {t}, channel {at}: {got} is off {want} by {error}, not {off}");
+            }
+        }
+        let mut codes = vec![0; k];
+        let params = affine.quantize_row(value, &mut codes).unwrap();
+        assert_eq!(got.row(t), codes, "{what}: token {t}: codes of the values");
+        assert_eq!(got.scale[t], params.scale, "{what}");
+        assert_eq!(got.zero_point[t], i32::from(params.zero_point), "{what}");
+        assert_eq!(got.row_sum[t], codes.iter().map(|&c| i32::from(c)).sum::<i32>(), "{what}");
+        for (back, &code) in back[t * k..(t + 1) * k].iter().zip(&codes) {
+            assert_eq!(*back, params.scale * (f32::from(code) - f32::from(params.zero_point)), "{what}");
+        }
+        assert!(got.codes[t * got.stride() + k..(t + 1) * got.stride()].iter().all(|&c| c == 0), "{what}");
+        assert!(float(&alone, row, 1) == value, "{what}: token {t} has other bits alone");
+        let single = run(&alone, Source::Tokens(row), 1);
+        assert_eq!(single.row(0), got.row(t), "{what}: token {t} has other codes alone");
+        assert_eq!((single.scale[0], single.row_sum[0]), (got.scale[t], got.row_sum[t]), "{what}");
+    }
+}
+
+#[test]
+fn values_are_within_the_bound_and_tokens_on_their_own() {
+    for (k, block) in [(32, 32), (96, 32), (128, 128), (384, 128), (576, 64), (640, 320), (1536, 128), (2304, 128)] {
+        for permutations in 0..=2 {
+            let transform = transform(k, block, permutations, false, permutations == 1);
+            for count in [1, 2, 15, 16, 17, 33] {
+                check(&transform, AFFINE, count, &tokens(count, k));
+            }
+        }
+    }
+}
+
+#[test]
+fn real_shapes() {
+    check(&transform(4096, 128, 1, false, false), AFFINE, 18, &tokens(18, 4096));
+    check(&transform(11_008, 128, 1, false, true), AFFINE, 3, &tokens(3, 11_008));
+    check(&transform(256, 128, 1, false, false), AFFINE, 513, &tokens(513, 256));
+}
+
+#[test]
+fn every_width_and_mode() {
+    for bits in 2..=8 {
+        for symmetric in [false, true] {
+            for clip in [1.0, LEAST_CLIP] {
+                check(&transform(288, 96, 1, false, false), Affine { bits, clip, symmetric }, 19, &tokens(19, 288));
+            }
+        }
+    }
+}
+
+#[test]
+fn massive_outliers_beside_small_values() {
+    let (count, k) = (20, 1024);
+    let mut noise = Noise(3);
+    let mut x: Vec<f32> = (0..count * k).map(|_| (noise.normal() * 0.01) as f32).collect();
+    for (t, x) in x.chunks_exact_mut(k).enumerate() {
+        x[(t * 97) % k] = if t % 2 == 0 { 1e4 } else { -1e4 };
+    }
+    check(&transform(k, 128, 1, false, false), AFFINE, count, &x);
+    // The edges of what tiles hold.
+    for scale in [1e-38, 1e-30, 1e30] {
+        let x: Vec<f32> = x.iter().map(|x| x * scale).collect();
+        check(&transform(k, 128, 1, false, false), AFFINE, count, &x);
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let (count, k) = (70, 1536);
+    let transform = transform(k, 128, 1, false, true);
+    let Some(plan) = fast(&transform, AFFINE, count) else { return };
+    let x = tokens(count, k);
+    let results: Vec<QuantizedTokens> = [1, 2, 3]
+        .into_iter()
+        .map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| run(&plan, Source::Tokens(&x), count))
+        })
+        .collect();
+    assert!(results.iter().all(|r| *r == results[0]));
+}
+
+#[test]
+fn every_division_covers_each_token_once() {
+    for threads in [1, 2, 5, 64] {
+        for tokens in (0..80).chain([511, 512, 513, 2048]) {
+            let division = Division::new(tokens, threads);
+            let mut seen = vec![0; tokens];
+            for job in 0..division.jobs() {
+                let (first, count) = division.job(job);
+                assert!((1..=TOKENS).contains(&count));
+                seen[first..first + count].iter_mut().for_each(|seen| *seen += 1);
+            }
+            assert!(seen.iter().all(|&seen| seen == 1), "{tokens} tokens on {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn sources_give_what_their_parts_give() {
+    let (count, k) = (18, 576);
+    let Some(plan) = fast(&transform(k, 64, 1, false, true), AFFINE, count) else { return };
+    let x = tokens(count, k);
+    let gate_up = tokens(count, 2 * k);
+    let weight: Vec<f32> = (0..k).map(|i| 0.5 + (i % 5) as f32).collect();
+    let mut parts = vec![0.0; count * k];
+    crate::kernels::cpu::rms_norm(&x, &weight, 1e-5, &mut parts).unwrap();
+    let want = run(&plan, Source::Tokens(&parts), count);
+    assert_eq!(run(&plan, Source::RmsNorm { x: &x, weight: &weight, epsilon: 1e-5 }, count), want);
+    crate::kernels::cpu::silu_mul(&gate_up, count, k, &mut parts).unwrap();
+    let want = run(&plan, Source::Tokens(&parts), count);
+    assert_eq!(run(&plan, Source::SiluMul { gate_up: &gate_up }, count), want);
+}
+
+#[test]
+fn a_token_that_is_not_finite_is_nan_and_touches_no_other() {
+    let k = 256;
+    // NaNs of any bits, those included that lie in the lower half of an `f32` or carry into the sign when rounded.
+    let nans = [0x7f80_0001, 0x7fff_ffff, 0xffff_ffff, 0xff80_8000, 0x7fc0_0000].map(f32::from_bits);
+    let bad = nans.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN]);
+    for transform in [transform(k, 128, 1, false, false), transform(k, 64, 0, false, true)] {
+        for bad in bad.clone() {
+            for count in [20, 2] {
+                let Some(plan) = fast(&transform, AFFINE, count) else { return };
+                let clean = run(&plan, Source::Tokens(&tokens(count, k)), count);
+                let mut x = tokens(count, k);
+                let spoilt = count - 1;
+                x[spoilt * k + 5] = bad;
+                let got = run(&plan, Source::Tokens(&x), count);
+                assert!(got.scale[spoilt].is_nan() && got.zero_point[spoilt] == 0, "{bad} {:x}", bad.to_bits());
+                assert!(got.row(spoilt).iter().all(|&c| c == 0) && got.row_sum[spoilt] == 0);
+                let values = float(&plan, &x, count);
+                let spoilt_block = &values[spoilt * k..(spoilt + 1) * k];
+                assert!(spoilt_block.iter().any(|x| !x.is_finite()));
+                for t in 0..spoilt {
+                    let parts = |x: &QuantizedTokens| (x.row(t).to_vec(), x.scale[t], x.zero_point[t], x.row_sum[t]);
+                    assert_eq!(parts(&got), parts(&clean), "{bad} spoils token {t}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_tiles_do_not_take_is_reproducible() {
+    let small = Affine { clip: 1e-6, ..AFFINE };
+    for (transform, affine) in [
+        (transform(48, 24, 1, false, false), AFFINE),
+        (transform(128, 64, 1, true, false), AFFINE),
+        (Transform::identity(64), AFFINE),
+        (transform(64, 32, 1, false, false), small),
+    ] {
+        for &isa in Isa::available() {
+            let with = |arithmetic| TransformQuantize::plan_with(&transform, Some(affine), 3, isa, arithmetic).unwrap();
+            let (plain, fast) = (with(Arithmetic::Reproducible), with(Arithmetic::Fast));
+            assert_eq!(fast.kernel(), plain.kernel());
+            let x = tokens(3, transform.channels);
+            assert_eq!(run(&fast, Source::Tokens(&x), 3), run(&plain, Source::Tokens(&x), 3));
+        }
+    }
+    // Other instruction sets have no such kernel.
+    let transform = transform(64, 32, 1, false, false);
+    for &isa in Isa::available().iter().filter(|&&isa| isa != Isa::Amx) {
+        let plan = TransformQuantize::plan_with(&transform, Some(AFFINE), 3, isa, Arithmetic::Fast).unwrap();
+        assert!(!plan.kernel().contains("amx"), "{}", plan.kernel());
+    }
+}
