@@ -82,13 +82,13 @@ impl SpeedOptions {
         (phase == Phase::Decode).then_some(batch)
     }
 
-    /// Ok when everything that is asked for makes sense and may fit the memory. `layers` are held at once by each of the sides
-    /// that are `together`, with `tables` bytes besides.
+    /// Ok when everything that is asked for makes sense and may fit the memory. `layers` says how many a side holds in a phase, at
+    /// once with the other sides when they are `together`, with `tables` bytes besides.
     pub(super) fn check(
         &self,
         config: &Config,
         backend: &Backend,
-        layers: usize,
+        layers: impl Fn(&Work<'_>, Phase) -> usize,
         together: bool,
         tables: u64,
     ) -> Result<(), Error> {
@@ -112,7 +112,7 @@ impl SpeedOptions {
                     let (tokens, context) = (self.capacity(phase), 0);
                     let work =
                         Work { config, method: side.method, bits: side.bits, batch, tokens, context, float_bytes: 4.0 };
-                    work.footprint(layers, rows) + tables as f64
+                    work.footprint(layers(&work, phase), rows) + tables as f64
                 });
                 let bytes = if together { bytes.sum() } else { bytes.fold(0.0, f64::max) };
                 if bytes > available as f64 {
@@ -235,6 +235,22 @@ pub(super) fn relate(points: &mut [SpeedPoint]) {
     for (point, (speedup, overhead)) in points.iter_mut().zip(related) {
         (point.speedup, point.transform_overhead) = (speedup, overhead);
     }
+}
+
+/// Bytes that the weights and caches of a layer and its copies take together in decoding, so that they come from memory as in a
+/// whole model and not from a cache that they happen to fit in: twice the last cache, between these.
+const BEYOND_CACHES: (u64, u64) = (256 << 20, 1 << 30);
+
+/// Layers that a benchmark of one layer holds: copies beside it in decoding, up to a whole model; prefill uses weights so often
+/// that they need none.
+pub(super) fn copies(work: &Work<'_>, phase: Phase) -> usize {
+    if phase == Phase::Prefill {
+        return 1;
+    }
+    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").unwrap_or_default();
+    let kibibytes: u64 = size.trim().strip_suffix('K').and_then(|size| size.parse().ok()).unwrap_or(0);
+    let beyond = (2 * 1024 * kibibytes).clamp(BEYOND_CACHES.0, BEYOND_CACHES.1);
+    ((beyond as f64 / work.footprint(1, 0).max(1.0)).ceil() as usize).clamp(1, work.config.layers.max(1))
 }
 
 /// Runs what is timed once or twice before it counts: caches fill, clocks rise, what is loaded lazily is loaded.
