@@ -131,7 +131,7 @@ fn measure(
             kernels,
         });
     }
-    relate(&mut points);
+    relate(&mut points, true);
     Ok(points)
 }
 

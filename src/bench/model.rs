@@ -84,7 +84,7 @@ pub fn model<E: From<Error>>(
                         // All of the same phase and batch, in which the last one is new.
                         let mut related: Vec<SpeedPoint> =
                             measured.iter().filter(|p| (p.phase, p.batch) == (phase, batch)).cloned().collect();
-                        relate(&mut related);
+                        relate(&mut related, false);
                         tell(Event::Points(related.split_off(related.len() - 1)))?;
                     }
                     Err(error) => tell(Event::Failed(&what, error))?,

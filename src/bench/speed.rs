@@ -4,6 +4,7 @@ use super::cost::{Cost, Work};
 use super::machine::available_bytes;
 use super::method::{Bits, Method};
 use super::record::{KernelTime, Phase, SpeedPoint};
+use super::times::quantile;
 use crate::checkpoint::{Config, Group};
 use crate::model::cpu::CHUNK;
 use crate::model::{Backend, Model, Operation, State};
@@ -216,20 +217,26 @@ pub(super) fn transform_share(kernels: &[KernelTime]) -> Option<f64> {
     (prologues > 0.0 && all > 0.0).then(|| prologues / all)
 }
 
-/// Fills in what is relative to the other points of the same phase, batch and run.
-pub(super) fn relate(points: &mut [SpeedPoint]) {
-    let median = |wanted: &dyn Fn(&SpeedPoint) -> bool| {
-        points.iter().find(|point| wanted(point)).map(|point| point.time.median_ms).filter(|&ms| ms > 0.0)
-    };
+/// Fills in what is relative to the other points of the same phase, batch and run. Where samples were taken in turns the ratio is
+/// the median of those of neighbours, which a machine that slows down leaves alone; else it is that of the medians.
+pub(super) fn relate(points: &mut [SpeedPoint], in_turns: bool) {
     let float = |point: &SpeedPoint| Method::parse(&point.method).is_some_and(Method::is_float);
-    let baseline = median(&float);
+    let ratio = |of: &SpeedPoint, to: &SpeedPoint| {
+        let (a, b) = (&of.time.samples_ms, &to.time.samples_ms);
+        let ratio = if in_turns && a.len() == b.len() {
+            quantile(&a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>(), 0.5)
+        } else {
+            of.time.median_ms / to.time.median_ms
+        };
+        Some(ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+    };
     let related: Vec<_> = points
         .iter()
         .map(|point| {
-            let speedup = baseline.filter(|_| point.time.median_ms > 0.0).map(|ms| ms / point.time.median_ms);
-            let plain = median(&|other| other.method == "rtn" && other.bits == point.bits);
-            let transforms = !float(point) && point.method != "rtn";
-            (speedup, plain.filter(|_| transforms).map(|ms| point.time.median_ms / ms - 1.0))
+            let speedup = points.iter().find(|other| float(other)).and_then(|baseline| ratio(baseline, point));
+            let plain = points.iter().find(|other| other.method == "rtn" && other.bits == point.bits);
+            let plain = plain.filter(|_| !float(point) && point.method != "rtn");
+            (speedup, plain.and_then(|plain| ratio(point, plain)).map(|ratio| ratio - 1.0))
         })
         .collect();
     for (point, (speedup, overhead)) in points.iter_mut().zip(related) {
