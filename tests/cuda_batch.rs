@@ -6,6 +6,7 @@
 mod batch;
 mod common;
 mod cuda;
+mod oracle;
 #[path = "common/pipeline.rs"]
 #[allow(dead_code, reason = "the model here has another shape")]
 mod pipeline;
@@ -61,7 +62,7 @@ fn each_sequence_is_as_alone() {
                 for &rows in limits {
                     let got = together(&model, &texts, parts, rows);
                     let mut errors: Vec<f64> = got.iter().zip(&expected).map(|(a, b)| batch::error(a, b)).collect();
-                    println!("{name} on {place}, {sequences} sequences, {parts:?} by {rows:?}: {errors:.1e?}");
+                    println!("{name} on {place}, {sequences} sequences, {parts:?} by {rows:?}: {errors:?}");
                     errors.sort_by(f64::total_cmp);
                     let (middle, most) = (errors[errors.len() / 2], errors[errors.len() - 1]);
                     let bounds = match name {
@@ -69,7 +70,7 @@ fn each_sequence_is_as_alone() {
                         "w4a8" => (5e-2, 5e-2),
                         _ => (3e-3, 3e-3),
                     };
-                    assert!(middle < bounds.0 && most < bounds.1, "{name} on {place}: {errors:.1e?}");
+                    assert!(middle < bounds.0 && most < bounds.1, "{name} on {place}: {errors:?}");
                 }
             }
         }
