@@ -168,8 +168,8 @@ fn samples(checkpoint: &Checkpoint) -> Samples {
 fn a_trace_is_the_transform_that_quantize_finds() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = pipeline::tiny(folder.path());
-    for mode in [Mode::Paper, Mode::Best] {
-        let options = Options { block: 32, steps: 24, ..Options::duquant(mode) };
+    for options in [base().options, pipeline::options()] {
+        let mode = options.mode;
         let (quantized, report) = pipeline::quantized(&checkpoint, &folder.path().join(mode.name()), &options);
         let activations = second_layer(&checkpoint, &samples(&checkpoint));
         let weights = checkpoint.layer(1).unwrap();
@@ -282,7 +282,7 @@ fn bad_input_is_refused_before_work_begins() {
         (ablate("tiny", &["--out", "no/where.json"]), 1, "no/where.json"),
         ([&outliers[..], &["--layer", "0", "--group", "gate"]].concat(), 2, "gate"),
         ([&outliers[..], &["--layer", "0,2", "--group", "qkv"]].concat(), 2, "layers 0 to 1"),
-        ([&outliers[..], &["--layer", "0", "--group", "qkv", "--tokens", "65"]].concat(), 1, "65"),
+        ([&outliers[..], &["--layer", "0", "--group", "qkv", "--tokens", "9999"]].concat(), 1, "9999"),
         ([&outliers[..], &["--layer", "0", "--group", "qkv", "--grid", "65,1"]].concat(), 2, "64,256"),
         (vec!["bench", "quantize", "tiny", "--methods", "rtn,magic"], 2, "magic"),
         (vec!["bench", "quantize", "quantized"], 1, "quantized already"),

@@ -1,7 +1,8 @@
 //! `duquant bench quantize`
 
 use super::sink::{OutArgs, Sink};
-use crate::bench::{Machine, ModelShape, Points, QuantizeRun, Source, measure_quantize};
+use crate::bench::{Machine, ModelShape, Points, QuantizeRun, Source, measure_quantize, preset};
+use crate::checkpoint::{Checkpoint, Format};
 use crate::cli::console::Console;
 use crate::cli::quantize::ModeName;
 use crate::cli::{parse, source};
@@ -10,12 +11,13 @@ use crate::quantize::{self, Method, Mode, Options};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
   duquant bench quantize model.gguf --methods rtn,quarot,duquant --mode paper --out quantize.json
   duquant bench quantize ./SmolLM2 --layers 4 --json
+  duquant bench quantize llama2-7b --layers 2 --methods duquant --mode paper
 
 Calibrates with random tokens, which take as long as any. With --layers the first ones alone are quantized; what all would
 take is a setting of the record, extrapolated_seconds, and no measurement.";
@@ -23,7 +25,9 @@ take is a setting of the record, extrapolated_seconds, and no measurement.";
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Hugging Face folder or GGUF file of a floating-point model
+    /// Hugging Face folder or GGUF file of a floating-point model, or the name of a well-known one for random weights:
+    /// llama2-7b, llama2-13b, llama2-70b, llama3-8b, llama3-70b, mistral-7b
+    #[arg(value_name = "MODEL|NAME")]
     model: PathBuf,
     /// Methods: rtn, smoothquant, quarot, duquant
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "rtn,quarot,duquant", value_parser = method)]
@@ -56,7 +60,10 @@ fn method(name: &str) -> Result<Method, String> {
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let name = args.model.display().to_string();
-    let checkpoint = source::open(Path::new(&args.model))?;
+    let checkpoint = match preset(&name) {
+        Some(config) => Checkpoint::random(config, None, args.seed)?,
+        None => source::open(&args.model)?,
+    };
     if checkpoint.quantization().is_some() {
         return Err(quantize::Error::AlreadyQuantized).with_context(|| name);
     }
@@ -69,6 +76,7 @@ pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
     let samples = Source::random().samples(shape.vocabulary, args.samples, args.length, args.seed)?;
     let settings = BTreeMap::from([
         ("calibration".to_owned(), json!("random")),
+        ("weights".to_owned(), json!(if checkpoint.format() == Format::Random { "random" } else { "of the model" })),
         ("samples".to_owned(), json!(args.samples)),
         ("length".to_owned(), json!(args.length)),
         ("mode".to_owned(), json!(Mode::from(args.mode).name())),
