@@ -35,8 +35,8 @@ struct Loaded {
 }
 
 /// Measures one layer of `config` with random weights. All methods of a point take turns, sample by sample, so that a machine
-/// which slows down slows all of them. In decoding the layer has copies beside it (weights and cache), as many as it takes for
-/// the data to come from memory; times and bytes are those of one.
+/// which slows down slows all of them, and one that quantizes runs once untimed before each. In decoding the layer has copies
+/// beside it (weights and cache), as many as it takes for the data to come from memory; times and bytes are those of one.
 ///
 /// # Errors
 /// [`Error::Refused`] before anything is measured, when a point makes no sense or cannot fit; later failures go to `tell`.
@@ -84,9 +84,15 @@ fn measure(
             watch = Watch::start();
             all.iter_mut().for_each(|loaded| loaded.reset(options, phase));
         }
-        for (Loaded { model, state, layers, .. }, seconds) in all.iter_mut().zip(&mut seconds) {
+        for (Loaded { side, model, state, layers, .. }, seconds) in all.iter_mut().zip(&mut seconds) {
             if phase == Phase::Prefill {
                 state.clear();
+            }
+            // Behind a slow method caches and clocks are its own, and a quick one would pay for that.
+            if !side.method.is_float() {
+                let before = state.len();
+                model.run_layers(state, &x, tokens)?;
+                state.truncate(before);
             }
             let run = model.run_layers(state, &x, tokens)?;
             if sample >= WARM_UP {
