@@ -6,6 +6,7 @@
 mod batch;
 mod common;
 mod cuda;
+mod oracle;
 #[path = "common/pipeline.rs"]
 #[allow(dead_code, reason = "the model here has another shape")]
 mod pipeline;
@@ -46,18 +47,22 @@ fn each_sequence_is_as_alone() {
     for (place, device) in cuda::devices("each_sequence_is_as_alone", &[Arch::Sm80, Arch::Sm90a]) {
         let folder = tempfile::tempdir().unwrap();
         for (name, checkpoint) in checkpoints(folder.path()) {
+            // The runner is the same for all chips; the host is slow.
+            if place.contains("sm_90a") && name != "w4a4" {
+                continue;
+            }
             let model = Model::load_on(&checkpoint, &on(&device)).unwrap();
             for (sequences, parts, limits) in [
                 (3, &[5, 1, 1, 1, 9][..], &[None, Some(8)][..]),
                 (2, &[1, 21, 1, 1], &[None]),
-                (19, &[1, 1, 1], &[None, Some(8)]),
+                (9, &[1, 1], &[None, Some(8)]),
             ] {
                 let texts = texts(sequences, parts.iter().sum());
                 let expected: Vec<Vec<f32>> = texts.iter().map(|text| alone(&model, text, parts, None)).collect();
                 for &rows in limits {
                     let got = together(&model, &texts, parts, rows);
                     let mut errors: Vec<f64> = got.iter().zip(&expected).map(|(a, b)| batch::error(a, b)).collect();
-                    println!("{name} on {place}, {sequences} sequences, {parts:?} by {rows:?}: {errors:.1e?}");
+                    println!("{name} on {place}, {sequences} sequences, {parts:?} by {rows:?}: {errors:?}");
                     errors.sort_by(f64::total_cmp);
                     let (middle, most) = (errors[errors.len() / 2], errors[errors.len() - 1]);
                     let bounds = match name {
@@ -65,7 +70,7 @@ fn each_sequence_is_as_alone() {
                         "w4a8" => (5e-2, 5e-2),
                         _ => (3e-3, 3e-3),
                     };
-                    assert!(middle < bounds.0 && most < bounds.1, "{name} on {place}: {errors:.1e?}");
+                    assert!(middle < bounds.0 && most < bounds.1, "{name} on {place}: {errors:?}");
                 }
             }
         }
@@ -83,9 +88,9 @@ fn steps_are_captured() {
         let shared: Arc<dyn Device> = Arc::clone(&capturing) as _;
         let captured = Model::load_on(&checkpoint, &on(&shared)).unwrap();
         // Over the end of a page; with fewer rows than sequences a step is several passes in one graph.
-        for rows in [None, Some(8)] {
-            let parts = [&[60][..], &[1; 6]].concat();
-            let texts = texts(11, 66);
+        for (sequences, prompt, rows) in [(2, 60, None), (9, 3, Some(8))] {
+            let parts = [&[prompt][..], &[1; 6]].concat();
+            let texts = texts(sequences, prompt + 6);
             let expected = together(&plain, &texts, &parts, rows);
             let before = capturing.counts();
             assert!(together(&captured, &texts, &parts, rows) == expected, "{place}");
@@ -117,7 +122,7 @@ fn layers_run_alone_and_contexts_are_filled_in() {
                 for (sequences, rows) in [(1, None), (3, None), (10, Some(8))] {
                     batch::runs_of_the_layers(&model, sequences, rows);
                 }
-                batch::contexts_that_no_prompt_was_run_for(&model);
+                batch::contexts_that_no_prompt_was_run_for(&model, if name == "float" { 3e-3 } else { 0.5 });
             }
         }
     }
@@ -128,6 +133,6 @@ fn bad_calls_are_errors() {
     for (_, device) in cuda::devices("bad_calls_are_errors", &[Arch::Sm80]) {
         let folder = tempfile::tempdir().unwrap();
         let (_, checkpoint) = checkpoints(folder.path()).swap_remove(3);
-        batch::bad_calls(&Model::load_on(&checkpoint, &on(&device)).unwrap());
+        batch::bad_calls(&Model::load_on(&checkpoint, &on(&device)).unwrap(), 3e-3);
     }
 }

@@ -42,7 +42,7 @@ pub fn kernel<E: From<Error>>(
     ceilings: Option<&Ceilings>,
     mut tell: impl FnMut(Event<'_, KernelPoint>) -> Result<(), E>,
 ) -> Result<(), E> {
-    options.check(config, backend, 1, false, 0)?;
+    options.check(config, backend, |_, _| 1, false, 0)?;
     for side in options.sides() {
         for &phase in &options.phases {
             for &batch in &options.batches {

@@ -4,7 +4,7 @@ use super::cost::Work;
 use super::machine::resident_bytes;
 use super::record::{Phase, SpeedPoint, Times};
 use super::speed::{
-    Error, Side, SpeedOptions, WARM_UP, flowing_bytes, kernel_times, point, prepare, random_rows, relate,
+    Error, Side, SpeedOptions, WARM_UP, copies, flowing_bytes, kernel_times, point, prepare, random_rows, relate,
     transform_share,
 };
 use super::{Machine, Memory, Watch};
@@ -14,10 +14,6 @@ use crate::model::{Backend, Model, Operation, State};
 
 /// Runs of a layer whose operations are timed apart from the samples.
 const PROFILES: usize = 3;
-/// Bytes that a decoding layer's weights and cache take together with those of the layers beside it, so that they come from
-/// memory as in a whole model and not from a cache that they happen to fit in: at least, twice the last cache, at most.
-const BEYOND_CACHES: (u64, u64) = (256 << 20, 1 << 30);
-
 /// What a benchmark tells while it runs.
 pub enum Event<'a, T = SpeedPoint> {
     /// A point is about to be measured.
@@ -50,7 +46,7 @@ pub fn layer<E: From<Error>>(
     options: &SpeedOptions,
     mut tell: impl FnMut(Event<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    options.check(config, backend, 1, true, 0)?;
+    options.check(config, backend, copies, true, 0)?;
     for &phase in &options.phases {
         for &batch in &options.batches {
             let what = point(phase, batch);
@@ -135,7 +131,7 @@ fn measure(
             kernels,
         });
     }
-    relate(&mut points);
+    relate(&mut points, true);
     Ok(points)
 }
 
@@ -151,9 +147,7 @@ fn load(
     let backend = method.on(backend).map_err(|why| Error::Refused { what: method.name().into(), why })?;
     let (tokens, context) = (options.capacity(phase), 0);
     let float_bytes = flowing_bytes(&backend);
-    let one = Work { config, method, bits, batch, tokens, context, float_bytes }.footprint(1, 0);
-    let layers =
-        if phase == Phase::Decode { (beyond_caches() as f64 / one.max(1.0)).ceil().max(1.0) as usize } else { 1 };
+    let layers = copies(&Work { config, method, bits, batch, tokens, context, float_bytes }, phase);
     // Of embedding and output head a layer needs nothing.
     let config = Config { layers, vocabulary: 1, tied_embeddings: true, ..config.clone() };
     let before = resident_bytes();
@@ -180,11 +174,4 @@ impl Loaded {
         let layers = self.layers.max(1) as u64;
         Memory { weights: self.model.layer_bytes() as u64 / layers, kv_cache: state.kv_cache / layers, ..state }
     }
-}
-
-/// Bytes that no cache holds.
-fn beyond_caches() -> u64 {
-    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").unwrap_or_default();
-    let kibibytes: u64 = size.trim().strip_suffix('K').and_then(|size| size.parse().ok()).unwrap_or(0);
-    (2 * 1024 * kibibytes).clamp(BEYOND_CACHES.0, BEYOND_CACHES.1)
 }

@@ -48,12 +48,13 @@ pub fn model<E: From<Error>>(
     let candidates: Vec<Candidate<'_>> = match weights {
         Weights::Random(config) => {
             let tables = 4 * (config.vocabulary * config.hidden) as u64;
-            options.check(config, backend, config.layers, false, tables)?;
+            options.check(config, backend, |_, _| config.layers, false, tables)?;
             options.sides().into_iter().map(|side| Candidate { side, source: Source::Random(config) }).collect()
         }
         Weights::Checkpoints(checkpoints) => {
             for checkpoint in *checkpoints {
-                options.check(checkpoint.config(), backend, checkpoint.config().layers, false, 0)?;
+                let config = checkpoint.config();
+                options.check(config, backend, |_, _| config.layers, false, 0)?;
             }
             let candidate =
                 |checkpoint| Candidate { side: side_of(checkpoint, options), source: Source::Checkpoint(checkpoint) };
@@ -83,7 +84,7 @@ pub fn model<E: From<Error>>(
                         // All of the same phase and batch, in which the last one is new.
                         let mut related: Vec<SpeedPoint> =
                             measured.iter().filter(|p| (p.phase, p.batch) == (phase, batch)).cloned().collect();
-                        relate(&mut related);
+                        relate(&mut related, false);
                         tell(Event::Points(related.split_off(related.len() - 1)))?;
                     }
                     Err(error) => tell(Event::Failed(&what, error))?,

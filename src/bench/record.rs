@@ -156,11 +156,12 @@ pub struct SpeedPoint {
     pub time: Times,
     /// Tokens a second at the median.
     pub tokens_per_second: f64,
-    /// Time of the floating-point method over this one's, both medians, same phase and batch, same run.
+    /// Time of the floating-point method over this one's, same phase, batch and run: the median ratio of samples that were taken in
+    /// turns (`layer`), or that of the medians (`model`).
     pub speedup: Option<f64>,
     /// Share of the kernels' time that `transform_quantize` takes, with the norm or SiLU and the quantization inside it.
     pub transform_share: Option<f64>,
-    /// What the transform adds to plain round-to-nearest at the same bits: `median / median of rtn - 1` (figure 5).
+    /// What the transform adds to plain round-to-nearest at the same bits (figure 5): the ratio of times as in `speedup`, minus 1.
     pub transform_overhead: Option<f64>,
     /// Bytes held at once: the sum of [`SpeedPoint::memory`].
     pub peak_bytes: u64,

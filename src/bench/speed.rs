@@ -4,6 +4,7 @@ use super::cost::{Cost, Work};
 use super::machine::available_bytes;
 use super::method::{Bits, Method};
 use super::record::{KernelTime, Phase, SpeedPoint};
+use super::times::quantile;
 use crate::checkpoint::{Config, Group};
 use crate::model::cpu::CHUNK;
 use crate::model::{Backend, Model, Operation, State};
@@ -82,13 +83,13 @@ impl SpeedOptions {
         (phase == Phase::Decode).then_some(batch)
     }
 
-    /// Ok when everything that is asked for makes sense and may fit the memory. `layers` are held at once by each of the sides
-    /// that are `together`, with `tables` bytes besides.
+    /// Ok when everything that is asked for makes sense and may fit the memory. `layers` says how many a side holds in a phase, at
+    /// once with the other sides when they are `together`, with `tables` bytes besides.
     pub(super) fn check(
         &self,
         config: &Config,
         backend: &Backend,
-        layers: usize,
+        layers: impl Fn(&Work<'_>, Phase) -> usize,
         together: bool,
         tables: u64,
     ) -> Result<(), Error> {
@@ -112,7 +113,7 @@ impl SpeedOptions {
                     let (tokens, context) = (self.capacity(phase), 0);
                     let work =
                         Work { config, method: side.method, bits: side.bits, batch, tokens, context, float_bytes: 4.0 };
-                    work.footprint(layers, rows) + tables as f64
+                    work.footprint(layers(&work, phase), rows) + tables as f64
                 });
                 let bytes = if together { bytes.sum() } else { bytes.fold(0.0, f64::max) };
                 if bytes > available as f64 {
@@ -216,25 +217,47 @@ pub(super) fn transform_share(kernels: &[KernelTime]) -> Option<f64> {
     (prologues > 0.0 && all > 0.0).then(|| prologues / all)
 }
 
-/// Fills in what is relative to the other points of the same phase, batch and run.
-pub(super) fn relate(points: &mut [SpeedPoint]) {
-    let median = |wanted: &dyn Fn(&SpeedPoint) -> bool| {
-        points.iter().find(|point| wanted(point)).map(|point| point.time.median_ms).filter(|&ms| ms > 0.0)
-    };
+/// Fills in what is relative to the other points of the same phase, batch and run. Where samples were taken in turns the ratio is
+/// the median of those of neighbours, which a machine that slows down leaves alone; else it is that of the medians.
+pub(super) fn relate(points: &mut [SpeedPoint], in_turns: bool) {
     let float = |point: &SpeedPoint| Method::parse(&point.method).is_some_and(Method::is_float);
-    let baseline = median(&float);
+    let ratio = |of: &SpeedPoint, to: &SpeedPoint| {
+        let (a, b) = (&of.time.samples_ms, &to.time.samples_ms);
+        let ratio = if in_turns && a.len() == b.len() {
+            quantile(&a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>(), 0.5)
+        } else {
+            of.time.median_ms / to.time.median_ms
+        };
+        Some(ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+    };
     let related: Vec<_> = points
         .iter()
         .map(|point| {
-            let speedup = baseline.filter(|_| point.time.median_ms > 0.0).map(|ms| ms / point.time.median_ms);
-            let plain = median(&|other| other.method == "rtn" && other.bits == point.bits);
-            let transforms = !float(point) && point.method != "rtn";
-            (speedup, plain.filter(|_| transforms).map(|ms| point.time.median_ms / ms - 1.0))
+            let speedup = points.iter().find(|other| float(other)).and_then(|baseline| ratio(baseline, point));
+            let plain = points.iter().find(|other| other.method == "rtn" && other.bits == point.bits);
+            let plain = plain.filter(|_| !float(point) && point.method != "rtn");
+            (speedup, plain.and_then(|plain| ratio(point, plain)).map(|ratio| ratio - 1.0))
         })
         .collect();
     for (point, (speedup, overhead)) in points.iter_mut().zip(related) {
         (point.speedup, point.transform_overhead) = (speedup, overhead);
     }
+}
+
+/// Bytes that the weights and caches of a layer and its copies take together in decoding, so that they come from memory as in a
+/// whole model and not from a cache that they happen to fit in: twice the last cache, between these.
+const BEYOND_CACHES: (u64, u64) = (256 << 20, 1 << 30);
+
+/// Layers that a benchmark of one layer holds: copies beside it in decoding, up to a whole model; prefill uses weights so often
+/// that they need none.
+pub(super) fn copies(work: &Work<'_>, phase: Phase) -> usize {
+    if phase == Phase::Prefill {
+        return 1;
+    }
+    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").unwrap_or_default();
+    let kibibytes: u64 = size.trim().strip_suffix('K').and_then(|size| size.parse().ok()).unwrap_or(0);
+    let beyond = (2 * 1024 * kibibytes).clamp(BEYOND_CACHES.0, BEYOND_CACHES.1);
+    ((beyond as f64 / work.footprint(1, 0).max(1.0)).ceil() as usize).clamp(1, work.config.layers.max(1))
 }
 
 /// Runs what is timed once or twice before it counts: caches fill, clocks rise, what is loaded lazily is loaded.

@@ -43,9 +43,32 @@ pub(super) fn rows(segments: &[Segment]) -> usize {
     segments.last().map_or(0, |last| last.first + last.tokens)
 }
 
+/// How `tokens` tokens of a context are cut into pieces of at most `rows` rows, with the row of a table of `period` rows, repeated over
+/// and over, that each begins with: with the first one, where a piece can hold whole tables.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(super) fn pieces(tokens: usize, period: usize, rows: usize) -> Vec<(std::ops::Range<usize>, usize)> {
+    let (period, rows) = (period.max(1), rows.max(1));
+    let whole = if period <= rows { rows / period * period } else { rows };
+    (0..tokens).step_by(whole).map(|start| (start..(start + whole).min(tokens), start % period)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[test]
+    fn pieces_go_through_the_table_again_and_again() {
+        for (tokens, period, rows) in [(30, 10, 16), (30, 10, 100), (5, 7, 3), (9, 1, 4), (0, 3, 3), (6, 6, 6)] {
+            let mut next = 0;
+            for (piece, first) in pieces(tokens, period, rows) {
+                assert_eq!((piece.start, first), (next, next % period));
+                assert!(piece.len() <= rows && (first == 0 || period > rows));
+                next = piece.end;
+            }
+            assert_eq!(next, tokens);
+        }
+    }
 
     #[test]
     fn passes_cover_every_token_once_and_in_order() {

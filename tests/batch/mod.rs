@@ -118,22 +118,21 @@ pub(crate) fn runs_of_the_layers(model: &Model, sequences: usize, rows: Option<u
     assert!(matches!(model.time_operations(&mut state, &[], 1), Err(Error::Shape { .. })));
     assert!(matches!(model.fill(&mut state, &qkv[1..], 1), Err(Error::Shape { .. })));
     assert_eq!(state.len(), 94);
-    // All sequences got the same context and ran the same tokens since, and a state that did is one to go on with.
-    let vocabulary = model.vocabulary();
+    // It is a state to go on with.
     model.forward(&mut state, &vec![42; sequences]).unwrap();
-    let mut logits = vec![0.0; sequences * vocabulary];
+    let mut logits = vec![0.0; sequences * model.vocabulary()];
     model.logits(&mut state, 0..sequences, &mut logits).unwrap();
-    for own in logits.chunks_exact(vocabulary) {
-        assert_near(own, &logits[..vocabulary], 1e-5, "a sequence with the same context");
-    }
+    assert!(logits.iter().all(|x| x.is_finite()));
+    let tokens: Vec<u32> = logits.chunks_exact(model.vocabulary()).map(likeliest).collect();
+    assert_eq!(model.greedy_each(&mut state).unwrap(), tokens);
     for operation in Operation::ALL {
         assert!(!model.kernel(operation, 5).is_empty(), "{operation:?}");
     }
 }
 
-/// A context that was filled in is the keys and values of its numbers: those that came by `fill` at once, in two calls, and in
-/// another cut are the same.
-pub(crate) fn contexts_that_no_prompt_was_run_for(model: &Model) {
+/// A context that was filled in is the keys and values of its numbers, for all sequences, in one call or two. `most` is how far the
+/// logits of other numbers of rows may be off.
+pub(crate) fn contexts_that_no_prompt_was_run_for(model: &Model, most: f64) {
     let config = model.config();
     let width = (config.heads + 2 * config.kv_heads) * config.head_dim;
     let qkv: Vec<f32> = (0..10 * width).map(|i| ((i * 53 % 211) as f32 - 105.0) / 70.0).collect();
@@ -146,15 +145,17 @@ pub(crate) fn contexts_that_no_prompt_was_run_for(model: &Model) {
         logits.split_off((sequences - 1) * model.vocabulary())
     };
     let expected = logits(1, None, &[30]);
-    // Passes of whole rounds of `qkv` say the same; in two calls the second begins with its first row again.
-    for (sequences, rows, calls) in [(3, None, &[30][..]), (1, None, &[10, 20]), (2, None, &[20, 10])] {
+    // A call begins with the first row.
+    for (sequences, rows, calls) in
+        [(3, None, &[30][..]), (1, None, &[10, 20]), (2, Some(3), &[20, 10]), (1, Some(16), &[30])]
+    {
         let error = error(&logits(sequences, rows, calls), &expected);
-        assert!(error < 1e-5, "{sequences} sequences, {calls:?}: {error:.2e}");
+        assert!(error < most, "{sequences} sequences, {calls:?} by {rows:?}: {error:.2e}");
     }
 }
 
-/// Calls that several sequences cannot take are errors, and change nothing.
-pub(crate) fn bad_calls(model: &Model) {
+/// Calls that several sequences cannot take are errors, and change nothing. `most` is as above.
+pub(crate) fn bad_calls(model: &Model, most: f64) {
     let desc = StateDesc { sequences: 3, capacity: 4, rows: None };
     assert!(matches!(model.new_state_with(&StateDesc { sequences: 0, ..desc }), Err(Error::Shape { .. })));
     let mut state = model.new_state_with(&desc).unwrap();
@@ -175,5 +176,5 @@ pub(crate) fn bad_calls(model: &Model) {
     model.forward(&mut state, &[1; 6]).unwrap();
     let mut again = vec![0.0; model.vocabulary()];
     model.logits(&mut state, 5..6, &mut again).unwrap();
-    assert!(error(&again, &logits) < 1e-5);
+    assert!(error(&again, &logits) < most);
 }

@@ -1,5 +1,6 @@
 //! Runs of the layers alone, with their time, and contexts that no prompt was run for: what benchmarks ask for.
 
+use super::super::batch::pieces;
 use super::super::operation::Operation;
 use super::STREAM;
 use super::group::rounded;
@@ -95,8 +96,6 @@ impl State {
         let Some(first) = self.caches.first() else { return Ok(()) };
         device.synchronize(STREAM)?;
         let width = (core.config.heads + 2 * core.config.kv_heads) * core.config.head_dim;
-        let room = self.chunk.min(tokens.max(1));
-        device.write(self.scratch.qkv, &rounded(qkv.iter().copied().cycle().take(room * width), core.types.float))?;
         let operands = RopeHadamardQuantizeOperands {
             qkv: self.scratch.qkv,
             rope: self.attention.table.address(),
@@ -105,8 +104,15 @@ impl State {
             sequences: self.places.address(),
             page_table: self.attention.pages.address(),
         };
-        for start in (0..tokens).step_by(room) {
-            let count = room.min(tokens - start);
+        let mut held = None;
+        for (piece, first) in pieces(tokens, qkv.len() / width, self.chunk) {
+            let (start, count) = (piece.start, piece.len());
+            // The first piece is the longest.
+            if held != Some(first) {
+                let numbers = qkv.iter().copied().cycle().skip(first * width).take(count * width);
+                device.write(self.scratch.qkv, &rounded(numbers, core.types.float))?;
+                held = Some(first);
+            }
             let place = Sequence { first: 0, tokens: count as u32, position: (self.length + start) as u32, table: 0 };
             device.write(self.places.address(), bytemuck::bytes_of(&place))?;
             // SAFETY: the scratch memory has room for the rows of a pass, the places for one; `super::super::Model` checked that the

@@ -1,6 +1,6 @@
 //! Runs of the layers alone, with their time, and contexts that no prompt was run for: what benchmarks ask for.
 
-use super::super::batch::{Segment, passes, rows};
+use super::super::batch::{Segment, passes, pieces, rows};
 use super::super::error::{At, Error};
 use super::super::operation::Operation;
 use super::layer::BoundLayer;
@@ -140,14 +140,21 @@ impl Model {
         let at = || "context".to_owned();
         let Some(layer) = state.layers.first() else { return Ok(()) };
         let width = (self.config.heads + 2 * self.config.kv_heads) * self.config.head_dim;
-        let room = state.scratch.rows.min(tokens.max(1));
-        let repeated: Vec<f32> = qkv.iter().copied().cycle().take(room * width).collect();
-        self.gpu.queue().write_buffer(&state.scratch.qkv, 0, bytemuck::cast_slice(&repeated));
+        let mut held = None;
+        for (piece, first) in pieces(tokens, qkv.len() / width, state.scratch.rows) {
+            // The first piece is the longest.
+            if held != Some(first) {
+                let numbers = qkv.iter().copied().cycle().skip(first * width).take(piece.len() * width);
+                let numbers: Vec<f32> = numbers.collect();
+                self.gpu.queue().write_buffer(&state.scratch.qkv, 0, bytemuck::cast_slice(&numbers));
+                held = Some(first);
+            }
+            let mut encoder = self.gpu.encoder();
+            layer.append(&mut Recorder::new(&mut encoder), piece.len(), state.length + piece.start).at(at)?;
+            self.gpu.submit(encoder).at(at)?;
+        }
         let mut encoder = self.gpu.encoder();
         let mut recorder = Recorder::new(&mut encoder);
-        for start in (0..tokens).step_by(room) {
-            layer.append(&mut recorder, room.min(tokens - start), state.length + start).at(at)?;
-        }
         state.record_spread(&mut recorder);
         drop(recorder);
         self.gpu.submit(encoder).at(at)?;
