@@ -5,7 +5,7 @@
 //! cargo bench --bench kernels -- [FILTER]
 //! DUQUANT_BENCH_MODEL=llama2-7b DUQUANT_BENCH_BACKENDS=cpu,cuda cargo bench --bench kernels
 //! ```
-#![allow(clippy::print_stderr, reason = "says which backends are skipped, and why")]
+#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a benchmark says what it skips, and fails this way")]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use duquant::bench::{Bits, Method, Phase, Rounds, SpeedOptions, preset};
