@@ -243,7 +243,6 @@ impl AmxBf16 {
 
 /// An output `sum_k x[k] R[k, j]` of one rotation is within this times `sum_k |x[k]| |R[k, j]|` of the real number.
 #[cfg(test)]
-#[cfg(test)]
 pub(super) const fn error_bound(block: usize) -> f64 {
     3.0 / 65_536.0 + (18 + block / 10) as f64 / 16_777_216.0
 }
