@@ -1,6 +1,11 @@
 //! `duquant bench layer`, `model` and `kernel`: the contract of what they print, on shapes so small that times mean nothing.
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail their test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail their test, and say what is skipped"
+)]
 
 mod common;
 
@@ -214,6 +219,39 @@ fn kernels_are_set_beside_the_ceilings_of_the_same_run() {
         assert!(number(point, "of_ceiling") > 0.0, "{point}");
         assert!(["memory", "compute"].contains(&point["bound"].as_str().unwrap()));
         assert!(number(&point["shape"], "tokens") == 33.0, "{point}");
+    }
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu_counts_its_memory_and_knows_its_ceilings() {
+    use duquant::kernels::wgpu::{Gpu, GpuOptions};
+    if let Err(fault) = Gpu::open(&GpuOptions::default()) {
+        assert!(std::env::var_os("CI").is_none(), "{fault}");
+        println!("skipped wgpu_counts_its_memory_and_knows_its_ceilings: {fault}");
+        return;
+    }
+    let folder = workplace();
+    let asked =
+        ["--model", "config.json", "--phase", "prefill", "--length", "33", "--samples", "2", "--backend", "wgpu"];
+    let arguments = |bench| [&["bench", bench], &asked[..], &["--methods", "fp32,duquant"]].concat();
+    for bench in ["layer", "model"] {
+        for point in points(&json_of(folder.path(), &arguments(bench))) {
+            check_point(point);
+            // Beside its buffers a device holds what the host reads results through.
+            let (counted, taken) = (number(point, "peak_bytes"), number(point, "device_bytes"));
+            assert!(
+                (0.95 * counted..4.0 * counted + 4e6).contains(&taken),
+                "{bench}: {counted} counted, {taken} taken"
+            );
+        }
+    }
+    let record = json_of(folder.path(), &arguments("kernel"));
+    for key in ["bytes_per_second", "f32_per_second", "integer_per_second"] {
+        assert!(number(&record["ceilings"], key) > 1e7, "{key}");
+    }
+    for point in points(&record) {
+        assert!(number(point, "of_ceiling") > 0.0, "{point}");
     }
 }
 

@@ -15,7 +15,7 @@ use batch::{alone, texts, together};
 use common::Tiny;
 use cuda::capture::Capturing;
 use duquant::checkpoint::Checkpoint;
-use duquant::kernels::cuda::{Arch, Device, Dtype};
+use duquant::kernels::cuda::{Arch, Device, Dtype, ceilings};
 use duquant::model::{Backend, Model, StateDesc};
 use duquant::quantize::Options;
 use std::path::Path;
@@ -125,6 +125,19 @@ fn layers_run_alone_and_contexts_are_filled_in() {
                 batch::contexts_that_no_prompt_was_run_for(&model, if name == "float" { 3e-3 } else { 0.5 });
             }
         }
+    }
+}
+
+/// The host shim says nothing about speed; what is left is that the kernels run and that amounts and times are put together.
+#[test]
+fn a_device_has_ceilings() {
+    for (place, device) in cuda::devices("a_device_has_ceilings", &[Arch::Sm80, Arch::Sm90a]) {
+        let seen = [
+            ceilings::integer_per_second(&device).unwrap(),
+            ceilings::half_per_second(&device, 16).unwrap(),
+            ceilings::bytes_per_second(&device, 1 << 20).unwrap(),
+        ];
+        assert!(seen.iter().all(|rate| rate.is_finite() && *rate > 1e3), "{place}: {seen:?}");
     }
 }
 

@@ -7,26 +7,53 @@ use super::speed::{Error, SpeedOptions, WARM_UP, flowing_bytes, kernel_times, pr
 use super::{Event, Machine, Watch};
 use crate::checkpoint::{Checkpoint, Config, Group};
 use crate::kernels::cpu::ceilings;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
+#[cfg(feature = "wgpu")]
+use crate::kernels::wgpu;
 use crate::model::cpu::CHUNK;
 use crate::model::{Backend, Model, Operation, State};
 use std::collections::BTreeMap;
 
 /// Bytes that are read to find out how fast memory is.
 const READ: usize = 1 << 30;
+/// Rows of a large product on CUDA.
+#[cfg(feature = "cuda")]
+const SIDE: usize = 8192;
 
-/// What the processor can do at most; `None` for other backends, which have no such loops here.
+/// What the processor or the device can do at most.
 ///
 /// # Errors
-/// [`Error::Kernel`] for an instruction set that is not there.
-pub fn ceilings_of(backend: &Backend) -> Result<Option<Ceilings>, Error> {
+/// [`Error::Kernel`] for an instruction set that is not there, [`Error::Ceilings`] with what a device says.
+pub fn ceilings_of(backend: &Backend) -> Result<Ceilings, Error> {
     match backend {
-        Backend::Cpu(settings) => Ok(Some(Ceilings {
+        Backend::Cpu(settings) => Ok(Ceilings {
             bytes_per_second: ceilings::bytes_per_second(settings.isa, READ)?,
             f32_per_second: ceilings::f32_per_second(settings.isa)?,
             integer_per_second: ceilings::integer_per_second(settings.isa)?,
-        })),
-        #[cfg(any(feature = "wgpu", feature = "cuda"))]
-        _ => Ok(None),
+        }),
+        #[cfg(feature = "wgpu")]
+        Backend::Wgpu { gpu, .. } => {
+            let measure = || -> Result<Ceilings, wgpu::Error> {
+                Ok(Ceilings {
+                    bytes_per_second: wgpu::ceilings::bytes_per_second(gpu, (READ / 2) as u64)?,
+                    f32_per_second: wgpu::ceilings::f32_per_second(gpu)?,
+                    integer_per_second: wgpu::ceilings::integer_per_second(gpu)?,
+                })
+            };
+            measure().map_err(|fault| Error::Ceilings { fault: fault.to_string() })
+        }
+        #[cfg(feature = "cuda")]
+        Backend::Cuda { device, .. } => {
+            let measure = || -> Result<Ceilings, cuda::Error> {
+                Ok(Ceilings {
+                    bytes_per_second: cuda::ceilings::bytes_per_second(device, READ as u64)?,
+                    f32_per_second: cuda::ceilings::half_per_second(device, SIDE)?,
+                    integer_per_second: cuda::ceilings::integer_per_second(device)?,
+                })
+            };
+            measure().map_err(|fault| Error::Ceilings { fault: fault.to_string() })
+        }
     }
 }
 

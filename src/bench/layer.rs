@@ -1,7 +1,7 @@
 //! One decoder layer: prefill and decode, method beside method (tables 9 and 10, figure 5).
 
 use super::cost::Work;
-use super::machine::resident_bytes;
+use super::machine::taken_bytes;
 use super::record::{Phase, SpeedPoint, Times};
 use super::speed::{
     Error, Side, SpeedOptions, WARM_UP, copies, flowing_bytes, kernel_times, point, prepare, random_rows, relate,
@@ -31,7 +31,7 @@ struct Loaded {
     model: Model,
     state: State,
     layers: usize,
-    resident: Option<u64>,
+    taken: Option<u64>,
 }
 
 /// Measures one layer of `config` with random weights. All methods of a point take turns, sample by sample, so that a machine
@@ -133,7 +133,7 @@ fn measure(
             transform_overhead: None,
             peak_bytes: memory.total(),
             memory,
-            device_bytes: loaded.resident.filter(|_| loaded.layers == 1),
+            device_bytes: loaded.taken.filter(|_| loaded.layers == 1),
             kernels,
         });
     }
@@ -156,16 +156,12 @@ fn load(
     let layers = copies(&Work { config, method, bits, batch, tokens, context, float_bytes }, phase);
     // Of embedding and output head a layer needs nothing.
     let config = Config { layers, vocabulary: 1, tied_embeddings: true, ..config.clone() };
-    let before = resident_bytes();
+    let before = taken_bytes(&backend);
     let checkpoint = Checkpoint::random(config, method.quantization(bits)?, options.seed)?;
     let model = Model::load_on(&checkpoint, &backend)?;
     let state = prepare(&model, options, phase, batch)?;
-    let resident = match backend {
-        Backend::Cpu(_) => before.zip(resident_bytes()).map(|(before, after)| after.saturating_sub(before)),
-        #[cfg(any(feature = "wgpu", feature = "cuda"))]
-        _ => None,
-    };
-    Ok(Loaded { side, backend, model, state, layers, resident })
+    let taken = before.zip(taken_bytes(&backend)).map(|(before, after)| after.saturating_sub(before));
+    Ok(Loaded { side, backend, model, state, layers, taken })
 }
 
 impl Loaded {

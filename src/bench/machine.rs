@@ -82,8 +82,24 @@ pub(super) fn available_bytes() -> Option<u64> {
     kibibytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
 }
 
+/// Bytes that are taken now as somebody else than our buffers counts them: the system what is resident of this process, wgpu's
+/// allocator what its device holds, the CUDA driver what of its device is not free.
+pub(super) fn taken_bytes(backend: &Backend) -> Option<u64> {
+    match backend {
+        Backend::Cpu(_) => resident_bytes(),
+        #[cfg(feature = "wgpu")]
+        Backend::Wgpu { gpu, .. } => {
+            // What copies went through is given back when they are done.
+            gpu.submit(gpu.encoder()).and_then(|()| gpu.wait()).ok()?;
+            gpu.allocated_bytes()
+        }
+        #[cfg(feature = "cuda")]
+        Backend::Cuda { device, .. } => device.taken_bytes(),
+    }
+}
+
 /// Bytes of this process that are resident.
-pub(super) fn resident_bytes() -> Option<u64> {
+fn resident_bytes() -> Option<u64> {
     kibibytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 

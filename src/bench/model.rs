@@ -2,7 +2,7 @@
 
 use super::cost::Work;
 use super::layer::Event;
-use super::machine::{forget_peak, peak_resident_bytes};
+use super::machine::{forget_peak, peak_resident_bytes, taken_bytes};
 use super::method::{Bits, Method};
 use super::record::{Phase, SpeedPoint, Times};
 use super::speed::{
@@ -67,6 +67,7 @@ pub fn model<E: From<Error>>(
         let name = format!("{} {}", method.name(), method.bits_name(bits));
         tell(Event::Start(&format!("{name}: loading")))?;
         forget_peak();
+        let before = taken_bytes(backend);
         let model = match load(candidate, backend, options) {
             Ok(model) => model,
             Err(error) => {
@@ -78,7 +79,7 @@ pub fn model<E: From<Error>>(
             for &batch in &options.batches {
                 let what = format!("{name}, {}", point(phase, batch));
                 tell(Event::Start(&what))?;
-                match measure(&model, candidate.side, backend, options, phase, batch) {
+                match measure(&model, candidate.side, backend, options, phase, batch, before) {
                     Ok(point) => {
                         measured.push(point);
                         // All of the same phase and batch, in which the last one is new.
@@ -136,6 +137,7 @@ fn measure(
     options: &SpeedOptions,
     phase: Phase,
     batch: usize,
+    taken_before: Option<u64>,
 ) -> Result<SpeedPoint, Error> {
     let Side { method, bits } = side;
     let config = model.config();
@@ -165,7 +167,12 @@ fn measure(
         }
     }
     let time = Times::of(&seconds, &watch);
-    let device_bytes = matches!(backend, Backend::Cpu(_)).then(peak_resident_bytes).flatten();
+    // Devices hold all they need throughout.
+    let device_bytes = match backend {
+        Backend::Cpu(_) => peak_resident_bytes(),
+        #[cfg(any(feature = "wgpu", feature = "cuda"))]
+        _ => taken_before.zip(taken_bytes(backend)).map(|(before, after)| after.saturating_sub(before)),
+    };
     let memory = model.memory() + state.memory();
     state.truncate(start);
     let x = random_rows(CHUNK.min(batch * each.max(1)), config.hidden, options.seed);

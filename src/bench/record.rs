@@ -107,7 +107,8 @@ pub struct ModelShape {
 pub struct Ceilings {
     /// Bytes read from memory in a second.
     pub bytes_per_second: f64,
-    /// Single-precision operations (2 a multiply-add) in a second.
+    /// Floating-point operations (2 a multiply-add) in a second, with single-precision sums: of single precision, on CUDA of half
+    /// precision on tensor cores.
     pub f32_per_second: f64,
     /// Integer operations (2 a multiply-add) of the kind that the GEMM uses in a second.
     pub integer_per_second: f64,

@@ -49,6 +49,12 @@ pub enum Error {
     /// The checkpoint cannot be made.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// The device failed when its ceilings were measured.
+    #[error("the device's ceilings: {fault}")]
+    Ceilings {
+        /// What it says.
+        fault: String,
+    },
     /// A kernel refused its settings.
     #[error(transparent)]
     Kernel(#[from] crate::kernels::Error),

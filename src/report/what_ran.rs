@@ -66,7 +66,7 @@ pub(super) fn section(source: &Source, alone: bool) -> Section {
     }
     if let Some(ceilings) = &record.ceilings {
         let text = format!(
-            "{}B/s from memory, {}op/s in f32, {}op/s in integers",
+            "{}B/s from memory, {}op/s in floating point, {}op/s in integers",
             prefixed(ceilings.bytes_per_second),
             prefixed(ceilings.f32_per_second),
             prefixed(ceilings.integer_per_second)

@@ -110,6 +110,25 @@ pub(crate) const EXPECTATIONS: &[Expectation] = &[
         anywhere: &["UBLKCP", "FENCE.VIEW.ASYNC", "REDG", "MEMBAR*.GPU"],
         nowhere: &["IMMA", "HMMA"],
     },
+    // Nothing but the instruction.
+    Expectation {
+        entry: "ceiling_integer",
+        archs: INT4,
+        when: always,
+        work: Some("IMMA.16864.U4.U4"),
+        in_loop: &[],
+        anywhere: &[],
+        nowhere: &["IMMA.16832", "HMMA"],
+    },
+    Expectation {
+        entry: "ceiling_integer_sm90",
+        archs: &[Arch::Sm90a],
+        when: always,
+        work: Some("IGMMA*.U8.U8"),
+        in_loop: &[],
+        anywhere: &["UBLKCP"],
+        nowhere: &["IMMA", "HMMA"],
+    },
     // The rotations on tensor cores, their operand by transposed loads; the gather is in the stores between them.
     Expectation {
         entry: "transform_quantize",

@@ -1,9 +1,8 @@
 //! `duquant bench kernel`
 
-use super::sink::{OutArgs, Sink};
-use super::speed::{SpeedArgs, config};
-use crate::bench::{self, Machine, ModelShape, Points};
-use crate::cli::backend::{self, BackendArgs};
+use super::layer::{LayerArgs, Run};
+use crate::bench::{self, Points};
+use crate::cli::backend;
 use crate::cli::console::Console;
 use anyhow::Result;
 
@@ -15,29 +14,16 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// llama2-7b, .., or a config.json or model: its layer gives the shapes of the kernels
-    #[arg(long, value_name = "NAME|PATH")]
-    model: String,
     #[command(flatten)]
-    speed: SpeedArgs,
-    #[command(flatten)]
-    backend: BackendArgs,
-    #[command(flatten)]
-    out: OutArgs,
+    layer: LayerArgs,
 }
 
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
-    let config = config(&args.model)?;
-    let backend = args.backend.open_fast()?;
-    let options = args.speed.options(&backend);
-    let settings = SpeedArgs::settings(&options);
-    let shape = ModelShape::of(&args.model, &config);
-    let machine = Machine::of(&backend);
-    let mut sink = Sink::new(&args.out, console, machine, Some(shape), settings, Points::Kernel(Vec::new()))?;
+    let Run { config, backend, options, mut sink } = args.layer.start(console, Points::Kernel(Vec::new()))?;
     console.note("ceilings ...");
     let ceilings = bench::ceilings_of(&backend)?;
-    sink.update(|record| record.ceilings = ceilings)?;
-    bench::kernel(&config, &backend, &options, ceilings.as_ref(), |event| {
+    sink.update(|record| record.ceilings = Some(ceilings))?;
+    bench::kernel(&config, &backend, &options, Some(&ceilings), |event| {
         sink.event(event, |points, more| {
             if let Points::Kernel(points) = points {
                 points.extend(more);

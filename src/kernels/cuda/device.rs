@@ -49,6 +49,11 @@ pub trait Device: Send + Sync {
     /// [`Error::OutOfMemory`] with `what` it was for.
     fn allocate(&self, what: &str, bytes: u64) -> Result<Address, Error>;
 
+    /// Bytes of the device's memory that are taken, by anything and anyone, as its driver counts them; `None` where nobody counts.
+    fn taken_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Gives back what [`Device::allocate`] gave, when everything enqueued before is done.
     fn free(&self, address: Address, bytes: u64);
 

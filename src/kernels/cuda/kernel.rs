@@ -28,6 +28,8 @@ sources![
     "attention_prefill.cuh",
     "attention_prefill_out.cuh",
     "attention_prefill_weights.cuh",
+    "ceiling.cu",
+    "ceiling_sm90.cu",
     "embedding.cu",
     "gemm_w4a4.cuh",
     "gemm_w4a4_mma.cuh",

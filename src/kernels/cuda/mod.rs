@@ -50,6 +50,7 @@
 
 mod argmax;
 mod attention;
+pub mod ceilings;
 mod checks;
 mod chip;
 mod cubins;
@@ -101,6 +102,7 @@ pub fn kernels() -> Vec<Kernel> {
     [
         argmax::kernels(),
         attention::kernels(),
+        ceilings::kernels(),
         embedding::kernels(),
         gemm_w4a4::kernels(),
         rms_norm::kernels(),

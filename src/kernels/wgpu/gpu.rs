@@ -277,6 +277,13 @@ impl Gpu {
         self.device.create_command_encoder(&::wgpu::CommandEncoderDescriptor::default())
     }
 
+    /// Bytes of the device's memory that everything made on it takes, as wgpu's allocator counts them, with its alignment and what
+    /// copies go through; `None` where the API has memory of its own.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        self.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    }
+
     /// Submits an encoder. A host with its own queue submits itself; the runner, the tests and the benches use this.
     ///
     /// # Errors

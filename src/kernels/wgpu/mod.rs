@@ -7,6 +7,7 @@
 mod argmax;
 mod arithmetic;
 mod attention;
+pub mod ceilings;
 mod embedding;
 mod error;
 mod gemm_float;
@@ -53,6 +54,7 @@ pub fn variants() -> Vec<(&'static Shader, Variant)> {
     [
         argmax::variants(),
         attention::variants(),
+        ceilings::variants(),
         embedding::variants(),
         gemm_float::variants(),
         gemm_w4a4::variants(),

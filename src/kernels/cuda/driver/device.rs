@@ -91,6 +91,10 @@ impl Device for Driver {
         self.pool.allocate(what, bytes)
     }
 
+    fn taken_bytes(&self) -> Option<u64> {
+        self.memory().ok().map(|memory| memory.total.saturating_sub(memory.free))
+    }
+
     fn free(&self, address: Address, bytes: u64) {
         self.pool.free(address, bytes);
     }
