@@ -29,9 +29,9 @@ KERNEL(ceiling_integer_sm90, CeilingArgs, 256, 1) {
     const u32 mine = args.operand ^ lane_index();
     const u32 a[4] = {mine, mine, mine, mine};
     const TileDescriptor descriptor = tile_descriptor(tile);
-    wgmma_fence();
 #pragma unroll 1
     for (u32 round = 0; round < args.rounds; round++) {
+        wgmma_fence();
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++) wgmma_u8(sums, a, tile_step(descriptor, step), true);
         wgmma_commit();
