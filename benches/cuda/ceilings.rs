@@ -1,8 +1,9 @@
-//! What this device can do at most: bytes a second, half-precision and 8-bit operations a second.
+//! What this device can do at most: bytes a second, half-precision and 8-bit operations a second of cuBLASLt, and integer
+//! operations of the instruction that `gemm_w4a4` is made of.
 
 use super::Fault;
 use super::machine::Machine;
-use duquant::kernels::cuda::{Dtype, IntegerProduct, MatrixProduct};
+use duquant::kernels::cuda::{Dtype, IntegerProduct, MatrixProduct, ceilings};
 use serde_json::{Value, json};
 
 pub(crate) fn measure(machine: &Machine) -> Result<Value, Fault> {
@@ -29,9 +30,11 @@ pub(crate) fn measure(machine: &Machine) -> Result<Value, Fault> {
     let product =
         IntegerProduct { tokens: side, n: side, k: side, x: x.address(), weight: weight.address(), y: y.address() };
     let integer = machine.time(1, |_| machine.integer_product(&product))?;
+    let instruction = ceilings::integer_per_second(&machine.device)?;
     Ok(json!({
         "copy": copy.report(2.0 * bytes as f64, 0.0),
         "fp16_8192": half.report(0.0, operations),
         "int8_8192": integer.report(0.0, operations),
+        "integer_instruction": { "tera_operations_per_second": (instruction / 1e10).round() / 1e2 },
     }))
 }

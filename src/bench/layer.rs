@@ -31,6 +31,7 @@ struct Loaded {
     model: Model,
     state: State,
     layers: usize,
+    /// Bytes that loading and a first run took, as [`taken_bytes`] counts them.
     taken: Option<u64>,
 }
 
@@ -68,15 +69,21 @@ fn measure(
     batch: usize,
 ) -> Result<Vec<SpeedPoint>, Error> {
     let sides = options.sides();
-    let mut all = sides
-        .into_iter()
-        .map(|side| load(config, backend, options, side, phase, batch))
-        .collect::<Result<Vec<_>, _>>()?;
     let x = random_rows(CHUNK.min(batch * options.length.max(1)), config.hidden, options.seed);
     let (tokens, samples) = match phase {
         Phase::Prefill => (options.length, options.samples),
         Phase::Decode => (1, options.steps),
     };
+    let mut all = Vec::with_capacity(sides.len());
+    for side in sides {
+        let before = taken_bytes(backend);
+        let mut loaded = load(config, backend, options, side, phase, batch)?;
+        // Memory that nobody has used yet is not taken yet.
+        loaded.model.run_layers(&mut loaded.state, &x, tokens)?;
+        loaded.reset(options, phase);
+        loaded.taken = before.zip(taken_bytes(backend)).map(|(before, after)| after.saturating_sub(before));
+        all.push(loaded);
+    }
     let mut seconds = vec![Vec::with_capacity(samples); all.len()];
     let mut watch = Watch::start();
     for sample in 0..WARM_UP + samples {
@@ -133,7 +140,7 @@ fn measure(
             transform_overhead: None,
             peak_bytes: memory.total(),
             memory,
-            device_bytes: loaded.taken.filter(|_| loaded.layers == 1),
+            device_bytes: loaded.taken_by_one(),
             kernels,
         });
     }
@@ -156,18 +163,22 @@ fn load(
     let layers = copies(&Work { config, method, bits, batch, tokens, context, float_bytes }, phase);
     // Of embedding and output head a layer needs nothing.
     let config = Config { layers, vocabulary: 1, tied_embeddings: true, ..config.clone() };
-    let before = taken_bytes(&backend);
     let checkpoint = Checkpoint::random(config, method.quantization(bits)?, options.seed)?;
     let model = Model::load_on(&checkpoint, &backend)?;
     let state = prepare(&model, options, phase, batch)?;
-    let taken = before.zip(taken_bytes(&backend)).map(|(before, after)| after.saturating_sub(before));
-    Ok(Loaded { side, backend, model, state, layers, taken })
+    Ok(Loaded { side, backend, model, state, layers, taken: None })
 }
 
 impl Loaded {
     /// As before the first sample.
     fn reset(&mut self, options: &SpeedOptions, phase: Phase) {
         self.state.truncate(if phase == Phase::Decode { options.length } else { 0 });
+    }
+
+    /// What was taken, less what the copies of the layer were counted to hold.
+    fn taken_by_one(&self) -> Option<u64> {
+        let Memory { weights, kv_cache, .. } = self.memory();
+        self.taken.map(|taken| taken.saturating_sub((weights + kv_cache) * (self.layers as u64).saturating_sub(1)))
     }
 
     /// Of one layer, without the table of one token that stands in for an embedding.

@@ -9,11 +9,13 @@ mod table;
 use super::console::Console;
 use super::{error, source};
 use anyhow::{Context, Result};
+use serde::Serialize;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
   duquant demo                      brings SmolLM2-135M (93 MB, once) and compares four methods, a few minutes
+  duquant demo --fetch              brings the model and stops
   duquant demo --offline            no network: the cached model or a synthetic one
   duquant demo --model model.gguf   the same table for another LLaMA model";
 
@@ -26,6 +28,9 @@ pub(super) struct Args {
     /// Use the synthetic model even where the real one is at hand
     #[arg(long, conflicts_with = "model")]
     synthetic: bool,
+    /// Only bring SmolLM2 and say where it is, for a later run without a network
+    #[arg(long, conflicts_with_all = ["offline", "synthetic", "model"])]
+    fetch: bool,
     /// Another floating-point model than SmolLM2: Hugging Face folder or GGUF file
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
@@ -44,7 +49,22 @@ const METHODS: [Method; 4] = [
     Method { name: "DuQuant", flags: &["--method", "duquant"] },
 ];
 
+/// What `--fetch` prints.
+#[derive(Serialize)]
+struct Fetched {
+    model: PathBuf,
+}
+
 pub(super) fn run(args: &Args, console: &Console) -> Result<()> {
+    if args.fetch {
+        let folder = super::cache::folder()?;
+        let model = match smollm2::cached(&folder) {
+            Some(model) => model,
+            None => smollm2::bring(&folder, console).with_context(|| smollm2::how_to_bring(&folder))?,
+        };
+        let fetched = Fetched { model };
+        return console.result(&fetched, || fetched.model.display().to_string());
+    }
     let work = tempfile::Builder::new().prefix("duquant-demo-").tempdir().context("cannot make a temporary folder")?;
     if let Some(model) = find(args, console)? {
         real::run(&model, work.path(), console)
