@@ -31,11 +31,22 @@ var<workgroup> totals: array<f32, ROWS * LANES>;
 // What the sums of a row shrink by.
 var<workgroup> shrinks: array<f32, ROWS>;
 
-// e^x; NaN by its bits, since a compiler may take it that no number is NaN.
-fn weights_of(x: vec4<f32>) -> vec4<f32> {
+// `y`, and NaN where `x` is, by its bits, since a compiler may take it that no number is NaN.
+fn keep_nan(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
     let bits = bitcast<vec4<u32>>(x);
     let nan = (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u);
-    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(exp_reproducible(x)), bits, nan));
+    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(y), bits, nan));
+}
+
+// e^x.
+fn exp_of(x: vec4<f32>) -> vec4<f32> {
+    return keep_nan(x, exp_reproducible(x));
+}
+
+// Weights of keys: 0 below 2^-100, as on the CPU.
+fn weights_of(x: vec4<f32>) -> vec4<f32> {
+    let weight = exp_reproducible(x) - vec4(0x1p-100f);
+    return keep_nan(x, select(weight, vec4(0.0), weight < vec4(0.0)));
 }
 
 fn dot_rows(q: vec4<u32>, k: u32) -> vec4<u32> {
@@ -165,7 +176,7 @@ fn attention_reproducible(
         }
         var shrink = 1.0;
         if (next > largest) {
-            shrink = weights_of(vec4(largest - next)).x;
+            shrink = exp_of(vec4(largest - next)).x;
         }
         largest = next;
         sums[local] = sum;

@@ -2,6 +2,9 @@ use super::{KEYS, KeyStore, KvCache, QueryHeads, SharedMut, Sizes, ValueStore};
 use crate::kernels::cpu::lanes::{self, DotRows, Kernel, LANES, Lanes, MatMul};
 use crate::kernels::cpu::rope_hadamard_quantize::QueryStore;
 
+/// `2^-100`: weights below it are 0.
+const LEAST_WEIGHT: f32 = f32::from_bits(27 << 23);
+
 /// The scratch of one job.
 pub(super) struct Parts<'a> {
     /// `[rows, KEYS]`: scores, then weights.
@@ -190,7 +193,7 @@ impl Tile<'_> {
             }
             ValueStore::Float(_) => None,
         };
-        let (none, zero) = (l.splat(f32::MIN), l.splat(0.0));
+        let (none, zero, least) = (l.splat(f32::MIN), l.splat(0.0), l.splat(LEAST_WEIGHT));
         for r in 0..rows {
             let scores = &mut parts.scores[r * KEYS..(r + 1) * KEYS].as_chunks_mut::<LANES>().0[..span.blocks()];
             // This query sees the keys `low..high` of the span.
@@ -213,7 +216,10 @@ impl Tile<'_> {
             for (i, scores) in scores.iter_mut().enumerate() {
                 let at = i * LANES;
                 let (low, high) = (low.saturating_sub(at).min(LANES), high.saturating_sub(at).min(LANES));
-                let mut p = lanes::exp(l, l.sub(l.load(scores), offset));
+                let p = lanes::exp(l, l.sub(l.load(scores), offset));
+                // Times a value's scale the least weights would be no normal numbers, with which everything behind is many
+                // times slower; below 2^-100 they are 0.
+                let mut p = l.max(zero, l.sub(p, least));
                 let masked = high - low.min(high) < LANES;
                 if masked {
                     p = l.keep(p, low, high, zero);
