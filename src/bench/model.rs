@@ -168,11 +168,12 @@ fn measure(
     }
     let time = Times::of(&seconds, &watch);
     // Devices hold all they need throughout.
-    let device_bytes = match backend {
+    let most = match backend {
         Backend::Cpu(_) => peak_resident_bytes(),
         #[cfg(any(feature = "wgpu", feature = "cuda"))]
-        _ => taken_before.zip(taken_bytes(backend)).map(|(before, after)| after.saturating_sub(before)),
+        _ => taken_bytes(backend),
     };
+    let device_bytes = taken_before.zip(most).map(|(before, most)| most.saturating_sub(before));
     let memory = model.memory() + state.memory();
     state.truncate(start);
     let x = random_rows(CHUNK.min(batch * each.max(1)), config.hidden, options.seed);
