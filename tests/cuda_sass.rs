@@ -1,8 +1,7 @@
 //! The machine code of every CUDA kernel, for every architecture that it is written for, without a GPU: no spills, no more registers
 //! than its plan counts on, and the instructions that it is written for, in its main loop.
 //!
-//! `cargo test --test cuda_sass -- --nocapture` prints a table. sm_86 and sm_89 have the instructions of sm_80, and the compiler makes
-//! nearly the same of them: of theirs every fourth kernel is checked, all of them with `DUQUANT_SASS=all`.
+//! `cargo test --test cuda_sass -- --nocapture` prints a table.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails and reports this way")]
 
@@ -30,17 +29,8 @@ fn machine_code_is_as_planned() {
         }
     };
     let mut units: BTreeMap<Unit, Vec<Kernel>> = BTreeMap::new();
-    let everything = std::env::var_os("DUQUANT_SASS").is_some_and(|value| value == "all");
-    for (index, kernel) in kernels().into_iter().enumerate() {
+    for kernel in kernels() {
         for &arch in kernel.archs {
-            let share = match arch {
-                Arch::Sm86 => index % 4 == 0,
-                Arch::Sm89 => index % 4 == 2,
-                Arch::Sm80 | Arch::Sm90a => true,
-            };
-            if !(share || everything) {
-                continue;
-            }
             units.entry((kernel.file, kernel.defines.clone(), arch)).or_default().push(kernel.clone());
         }
     }

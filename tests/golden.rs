@@ -101,7 +101,7 @@ fn duquant_holds_where_rounding_collapses() {
 
 /// The modes on the golden run's windows and calibration text: those of the paper within 3% of the golden values or better,
 /// the default at least 5% below the golden `official` mode. `paper` at the settings of the golden run; the others with fewer steps
-/// and samples, which costs them less than that and halves the time.
+/// and one sample, which keeps them within the same bounds in less than half the time.
 #[test]
 fn the_modes_reach_the_golden_perplexities() {
     let Some(path) = smollm2("the_modes_reach_the_golden_perplexities") else { return };

@@ -68,31 +68,31 @@ impl DuQuantModel {
                 return Err(bad(format!("expected a block that divides {k}, got {}", record.block)));
             }
             let shape = [record.rotations, record.block, record.block];
-            self.expect(&format!("{name}.rotation"), Dtype::F32, &shape)?;
+            self.check_tensor(&format!("{name}.rotation"), Dtype::F32, &shape)?;
             if record.rotations > 1 {
-                self.expect(&format!("{name}.permutation"), Dtype::I32, &[record.rotations - 1, k])?;
+                self.check_tensor(&format!("{name}.permutation"), Dtype::I32, &[record.rotations - 1, k])?;
             }
         }
         if record.smooth {
-            self.expect(&format!("{name}.inverse_smooth"), Dtype::F32, &[k])?;
+            self.check_tensor(&format!("{name}.inverse_smooth"), Dtype::F32, &[k])?;
         }
         for (&projection, &bits) in group.projections().iter().zip(&record.weight_bits) {
             let (n, k) = config.linear_shape(projection);
             let name = names::linear(layer, projection);
             match bits {
-                FLOAT_BITS => self.shards.expect(&format!("{name}.weight"), &[n, k]).map(|_| ())?,
+                FLOAT_BITS => self.shards.entry_shaped(&format!("{name}.weight"), &[n, k]).map(|_| ())?,
                 2..=8 => {
                     let words = |count| QuantizedMatrix::row_bytes_of(count, bits) / 4;
-                    self.expect(&format!("{name}.weight_packed"), Dtype::I32, &[n, words(k)])?;
-                    self.expect(&format!("{name}.weight_scale"), Dtype::F32, &[n])?;
-                    self.expect(&format!("{name}.weight_zero_point"), Dtype::I32, &[words(n)])?;
-                    self.expect(&format!("{name}.weight_shape"), Dtype::I64, &[2])?;
+                    self.check_tensor(&format!("{name}.weight_packed"), Dtype::I32, &[n, words(k)])?;
+                    self.check_tensor(&format!("{name}.weight_scale"), Dtype::F32, &[n])?;
+                    self.check_tensor(&format!("{name}.weight_zero_point"), Dtype::I32, &[words(n)])?;
+                    self.check_tensor(&format!("{name}.weight_shape"), Dtype::I64, &[2])?;
                 }
                 _ => return Err(bad(format!("expected weights of 2 to 8 or {FLOAT_BITS} bits, got {bits}"))),
             }
             let bias = format!("{name}.bias");
             if self.shards.contains(&bias) {
-                self.shards.expect(&bias, &[n])?;
+                self.shards.entry_shaped(&bias, &[n])?;
             }
         }
         Ok(())
@@ -117,7 +117,7 @@ impl DuQuantModel {
             transform.block = record.block;
             transform.rotations = self.shards.floats(&rotation, &[record.rotations, record.block, record.block])?;
             if record.rotations > 1 {
-                self.expect(&permutation, Dtype::I32, &[record.rotations - 1, k])?;
+                self.check_tensor(&permutation, Dtype::I32, &[record.rotations - 1, k])?;
                 transform.permutations = self.shards.with_bytes(&permutation, |bytes| {
                     bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect()
                 })?;
@@ -152,7 +152,7 @@ impl DuQuantModel {
         let packed_name = format!("{name}.weight_packed");
         let bad = |what: String| Error::tensor(self.shards.path_of(&packed_name), &packed_name, what);
         let shape_name = format!("{name}.weight_shape");
-        self.expect(&shape_name, Dtype::I64, &[2])?;
+        self.check_tensor(&shape_name, Dtype::I64, &[2])?;
         let shape: Vec<i64> = self
             .shards
             .with_bytes(&shape_name, |bytes| bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect())?;
@@ -161,9 +161,9 @@ impl DuQuantModel {
         }
         let row_bytes = QuantizedMatrix::row_bytes_of(k, bits);
         let zero_points_bytes = QuantizedMatrix::row_bytes_of(n, bits);
-        self.expect(&packed_name, Dtype::I32, &[n, row_bytes / 4])?;
+        self.check_tensor(&packed_name, Dtype::I32, &[n, row_bytes / 4])?;
         let zero_name = format!("{name}.weight_zero_point");
-        self.expect(&zero_name, Dtype::I32, &[zero_points_bytes / 4])?;
+        self.check_tensor(&zero_name, Dtype::I32, &[zero_points_bytes / 4])?;
         let zero_point = self.shards.with_bytes(&zero_name, |bytes| {
             let code = |i: usize| if bits <= 4 { (bytes[i / 2] >> (4 * (i % 2))) & 15 } else { bytes[i] };
             (0..n).map(code).collect()
@@ -182,12 +182,12 @@ impl DuQuantModel {
     }
 
     fn scales(&self, name: &str, n: usize) -> Result<Vec<f32>, Error> {
-        self.expect(name, Dtype::F32, &[n])?;
+        self.check_tensor(name, Dtype::F32, &[n])?;
         self.shards.with_bytes(name, f32s)
     }
 
-    fn expect(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<(), Error> {
-        let got = self.shards.expect(name, shape)?.dtype;
+    fn check_tensor(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<(), Error> {
+        let got = self.shards.entry_shaped(name, shape)?.dtype;
         if got == dtype {
             return Ok(());
         }

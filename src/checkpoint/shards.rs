@@ -99,7 +99,7 @@ impl Shards {
     }
 
     /// Checks that `name` is there with `shape` and returns its entry.
-    pub(crate) fn expect(&self, name: &str, shape: &[usize]) -> Result<&Entry, Error> {
+    pub(crate) fn entry_shaped(&self, name: &str, shape: &[usize]) -> Result<&Entry, Error> {
         let entry = self.entry(name)?;
         if entry.shape != shape {
             let what = format!("expected shape {shape:?}, got {:?}", entry.shape);
@@ -123,7 +123,7 @@ impl Shards {
 
     /// The values of a float tensor of this shape, all finite.
     pub(crate) fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        let dtype = self.expect(name, shape)?.dtype;
+        let dtype = self.entry_shaped(name, shape)?.dtype;
         let values = self.with_bytes(name, |bytes| match dtype {
             Dtype::F32 => Some(f32s(bytes)),
             Dtype::F16 => Some(f16s(bytes).into_iter().map(f32::from).collect()),
@@ -137,7 +137,7 @@ impl Shards {
 
     /// A float table in the precision of the file.
     pub(crate) fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Table, Error> {
-        let dtype = self.expect(name, &[rows, columns])?.dtype;
+        let dtype = self.entry_shaped(name, &[rows, columns])?.dtype;
         let values = self.with_bytes(name, |bytes| match dtype {
             Dtype::F32 => Some(TableValues::F32(f32s(bytes))),
             Dtype::F16 => Some(TableValues::F16(f16s(bytes))),

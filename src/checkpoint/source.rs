@@ -341,10 +341,10 @@ impl Checkpoint {
         }
     }
 
-    fn expect(&self, parameter: Parameter, shape: &[usize]) -> Result<(), Error> {
+    fn check_shape(&self, parameter: Parameter, shape: &[usize]) -> Result<(), Error> {
         match self.files() {
-            Files::Shards(shards) => shards.expect(&parameter.hugging_face(), shape).map(|_| ()),
-            Files::Gguf(model) => model.expect(parameter, shape),
+            Files::Shards(shards) => shards.entry_shaped(&parameter.hugging_face(), shape).map(|_| ()),
+            Files::Gguf(model) => model.check_shape(parameter, shape),
             Files::None => Err(self.missing(parameter)),
         }
     }
@@ -353,14 +353,14 @@ impl Checkpoint {
     /// missing, so that a layer count which lies costs nothing.
     fn check_shapes(&self) -> Result<(), Error> {
         let config = &self.config;
-        self.expect(Parameter::Embedding, &[config.vocabulary, config.hidden])?;
+        self.check_shape(Parameter::Embedding, &[config.vocabulary, config.hidden])?;
         if !config.tied_embeddings {
-            self.expect(Parameter::Head, &[config.vocabulary, config.hidden])?;
+            self.check_shape(Parameter::Head, &[config.vocabulary, config.hidden])?;
         }
-        self.expect(Parameter::FinalNorm, &[config.hidden])?;
+        self.check_shape(Parameter::FinalNorm, &[config.hidden])?;
         for layer in 0..config.layers {
-            self.expect(Parameter::AttentionNorm(layer), &[config.hidden])?;
-            self.expect(Parameter::MlpNorm(layer), &[config.hidden])?;
+            self.check_shape(Parameter::AttentionNorm(layer), &[config.hidden])?;
+            self.check_shape(Parameter::MlpNorm(layer), &[config.hidden])?;
             if let Source::DuQuant(model) = &self.source {
                 for group in Group::ALL {
                     model.check_group(layer, group, config)?;
@@ -369,10 +369,10 @@ impl Checkpoint {
             }
             for projection in Group::ALL.into_iter().flat_map(Group::projections) {
                 let (n, k) = config.linear_shape(*projection);
-                self.expect(Parameter::Weight(layer, *projection), &[n, k])?;
+                self.check_shape(Parameter::Weight(layer, *projection), &[n, k])?;
                 let bias = Parameter::Bias(layer, *projection);
                 if self.contains(bias) || self.wants_bias(*projection) {
-                    self.expect(bias, &[n])?;
+                    self.check_shape(bias, &[n])?;
                 }
             }
         }

@@ -13,6 +13,8 @@ mod affine;
 mod arithmetic;
 mod error;
 mod quantized;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod rate;
 mod transform;
 
 pub mod cpu;

@@ -31,7 +31,7 @@ impl GgufModel {
     }
 
     /// Checks that a parameter is there with `shape`. Vectors may be stored as `[n]` only.
-    pub(crate) fn expect(&self, parameter: Parameter, shape: &[usize]) -> Result<(), Error> {
+    pub(crate) fn check_shape(&self, parameter: Parameter, shape: &[usize]) -> Result<(), Error> {
         let name = parameter.gguf();
         let tensor = self.gguf.tensors.get(&name).ok_or_else(|| Error::missing(self.path(), &name))?;
         if tensor.shape == shape {
@@ -47,7 +47,7 @@ impl GgufModel {
 
     /// The values of a parameter in Hugging Face's order of rows.
     pub(crate) fn floats(&self, parameter: Parameter, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        self.expect(parameter, shape)?;
+        self.check_shape(parameter, shape)?;
         let values = self.read(&parameter.gguf())?;
         Ok(match parameter {
             Parameter::Weight(_, Projection::Q) | Parameter::Bias(_, Projection::Q) => {
@@ -64,7 +64,7 @@ impl GgufModel {
     /// have more bits than f16 keeps.
     pub(crate) fn table(&self, parameter: Parameter) -> Result<Table, Error> {
         let (rows, columns) = (self.config.vocabulary, self.config.hidden);
-        self.expect(parameter, &[rows, columns])?;
+        self.check_shape(parameter, &[rows, columns])?;
         let name = parameter.gguf();
         let values = self.read(&name)?;
         let values = match self.gguf.tensors.get(&name).map(|tensor| tensor.block_type) {

@@ -2,6 +2,7 @@
 
 use super::pipelines::{Access, Bound, Operand, Shader, Variant};
 use super::{Error, Gpu, Product, Recorder};
+use crate::kernels::rate::most_per_second;
 use std::time::Instant;
 
 static F32: Shader = Shader {
@@ -46,10 +47,8 @@ const LINKS: u64 = 48;
 const ROUNDS: u32 = 1024;
 /// A run that takes so many seconds is long beside its submission.
 const LONG: f64 = 0.02;
-/// Runs that count; the fastest does.
-const RUNS: usize = 5;
-/// Most submissions of one dispatch in a run.
-const REPEATS: u32 = 1 << 10;
+/// Most work in a run, as a multiple of the least.
+const MOST: u32 = 1 << 10;
 
 /// Single-precision operations a second, 2 a multiply-add.
 ///
@@ -113,7 +112,7 @@ fn compute(gpu: &Gpu, shader: &'static Shader, factor: u32, operations: u64) -> 
 
 /// The best rate of runs that each do `amount` for each of `count` that `record` records, with as many as make a run long.
 fn per_second(gpu: &Gpu, amount: f64, record: impl Fn(&mut Recorder<'_>, u32)) -> Result<f64, Error> {
-    let run = |count: u32| -> Result<f64, Error> {
+    most_per_second(amount, LONG, MOST, |count| {
         let mut encoder = gpu.encoder();
         record(&mut Recorder::new(&mut encoder), count);
         gpu.wait()?;
@@ -121,18 +120,7 @@ fn per_second(gpu: &Gpu, amount: f64, record: impl Fn(&mut Recorder<'_>, u32)) -
         gpu.submit(encoder)?;
         gpu.wait()?;
         Ok(clock.elapsed().as_secs_f64())
-    };
-    // The first run pays for what is loaded lazily.
-    run(1)?;
-    let mut count = 1;
-    while count < REPEATS && run(count)? < LONG {
-        count *= 2;
-    }
-    let mut best = f64::INFINITY;
-    for _ in 0..RUNS {
-        best = best.min(run(count)?);
-    }
-    Ok(amount * f64::from(count) / best.max(1e-9))
+    })
 }
 
 pub(super) fn variants() -> Vec<(&'static Shader, Variant)> {
