@@ -3,12 +3,12 @@ use std::arch::x86_64::*;
 
 /// One 512-bit register a vector.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(in crate::kernels::cpu) struct Avx512(());
 
 impl Avx512 {
     /// # Safety
     /// The machine has AVX-512 F, BW, DQ, VL and VNNI, and FMA.
-    pub(super) unsafe fn new() -> Self {
+    pub(in crate::kernels::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }

@@ -60,10 +60,16 @@ pub(in crate::kernels::cpu) fn multiply<L: Lanes>(l: L, x: &mut [f32], factor: &
     }
 }
 
-/// `out = (x rsqrt(mean(x^2) + epsilon)) weight`.
+/// `1 / sqrt(mean(x^2) + epsilon)`.
+#[inline(always)]
+pub(in crate::kernels::cpu) fn rms_factor<L: Lanes>(l: L, x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (sum_of_squares(l, x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// `out = (x rms_factor(x)) weight`.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn rms_norm<L: Lanes>(l: L, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    let factor = l.splat(1.0 / (sum_of_squares(l, x) / x.len() as f32 + epsilon).sqrt());
+    let factor = l.splat(rms_factor(l, x, epsilon));
     let (vectors, tail) = out.as_chunks_mut::<16>();
     let (xs, x_tail) = x.as_chunks::<16>();
     let (weights, weight_tail) = weight.as_chunks::<16>();

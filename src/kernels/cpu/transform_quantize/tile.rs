@@ -54,23 +54,6 @@ impl Kernel for Tile<'_> {
     }
 }
 
-/// The first step of a tile alone: as many tokens as `x` holds, from token `first` on.
-pub(super) struct Load<'a> {
-    pub(super) plan: &'a TransformQuantize,
-    pub(super) source: Source<'a>,
-    pub(super) first: usize,
-    pub(super) x: &'a mut [f32],
-}
-
-impl Kernel for Load<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        load(l, self.plan, self.source, self.first, self.x);
-    }
-}
-
 /// The last step of a tile alone: transformed tokens `x` `[count, K]` to the sink.
 pub(super) struct Write<'a> {
     pub(super) k: usize,

@@ -63,11 +63,11 @@ pub(super) unsafe fn quantize(columns: &Columns, extremes: &Extremes, out: Codes
                     sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi8(1));
                     _mm512_store_si512(to.as_mut_ptr().cast(), codes);
                 }
-                let lines = std::array::from_fn(|quad| quads.0[quad].as_ptr());
-                let rows = transpose(&lines, 0);
+                let rows = transpose(quads.0.as_ptr().cast(), 16);
                 let mask = ((1_u32 << (channels / 4)) - 1) as u16;
                 for (lane, row) in rows.iter().enumerate().take(lanes) {
-                    let at = columns.shape.offset(group, lane, out.stride, columns.block) + from;
+                    let (t, channel) = columns.shape.column(group, lane, columns.block, from);
+                    let at = t * out.stride + channel;
                     debug_assert!(at + channels <= end);
                     _mm512_mask_storeu_ps(out.codes.as_mut_ptr().add(at).cast(), mask, *row);
                 }
@@ -148,11 +148,10 @@ pub(super) unsafe fn rows(columns: &Columns, rows: *mut f32, stride: usize) {
             // SAFETY: by the caller's promise.
             unsafe {
                 let x = columns.values.add((group * columns.block + chunk) * 16);
-                let lines = std::array::from_fn(|i| x.add(i * 16));
-                let values = transpose(&lines, 0);
+                let values = transpose(x, 16);
                 for (lane, values) in values.iter().enumerate().take(columns.shape.lanes(group)) {
-                    let at = columns.shape.offset(group, lane, stride, columns.block) + chunk;
-                    _mm512_storeu_ps(rows.add(at), *values);
+                    let (t, channel) = columns.shape.column(group, lane, columns.block, chunk);
+                    _mm512_storeu_ps(rows.add(t * stride + channel), *values);
                 }
             }
         }

@@ -8,9 +8,6 @@ pub(super) const CHUNK: usize = 16;
 /// Largest block of a rotation.
 pub(super) const LARGEST_BLOCK: usize = 512;
 
-/// What a lane without a column reads.
-static ZEROS: [f32; LARGEST_BLOCK] = [0.0; LARGEST_BLOCK];
-
 /// Which columns stand in the lanes of a group.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Shape {
@@ -21,6 +18,14 @@ pub(super) enum Shape {
 }
 
 impl Shape {
+    /// Tokens that it takes.
+    pub(super) fn tokens(self) -> usize {
+        match self {
+            Shape::Tokens { count } => count,
+            Shape::Blocks { .. } => 1,
+        }
+    }
+
     /// Lanes of `group` that hold a column.
     pub(super) fn lanes(self, group: usize) -> usize {
         match self {
@@ -29,105 +34,73 @@ impl Shape {
         }
     }
 
-    /// Where the channels of a column begin in rows of tokens, `stride` apart.
-    pub(super) fn offset(self, group: usize, lane: usize, stride: usize, block: usize) -> usize {
+    /// Token and input channel of channel `from` of a column.
+    #[inline(always)]
+    pub(super) fn column(self, group: usize, lane: usize, block: usize, from: usize) -> (usize, usize) {
         match self {
-            Shape::Tokens { .. } => lane * stride + group * block,
-            Shape::Blocks { .. } => (group * 16 + lane) * block,
+            Shape::Tokens { .. } => (lane, group * block + from),
+            Shape::Blocks { .. } => (0, (group * 16 + lane) * block + from),
         }
     }
 }
 
-/// Where the columns of a rotation come from.
-#[derive(Clone, Copy)]
-pub(super) enum Input<'a> {
-    /// Rows of tokens, `K` apart.
-    Rows { rows: *const f32, shape: Shape, channels: usize, block: usize },
-    /// Groups of tokens, permuted: `[K]`.
-    Permuted { from: *const f32, order: &'a [u32], block: usize },
-    /// Groups of blocks, permuted: `[groups][B][16]`, each an offset into `from`.
-    Gathered { from: *const f32, table: &'a [u32], block: usize },
+/// Channels that are transposed at a time.
+pub(super) const OCTET: usize = 8;
+
+/// The lanes that stand side by side in vector `i` of 8 when 8 channels of 16 lanes are about to be transposed.
+pub(super) const fn side_by_side(i: usize) -> [usize; 2] {
+    let first = i / 4 * 8 + i % 4;
+    [first, first + 4]
 }
 
-impl Input<'_> {
-    /// 16 channels of a group, a vector of lanes each.
-    ///
-    /// # Safety
-    /// The operands are there, as are the group and the chunk in them.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn chunk(&self, group: usize, chunk: usize) -> [__m512; 16] {
-        let mut out = [_mm512_setzero_ps(); 16];
-        // SAFETY: by the caller's promise; orders and tables name values of `from`.
-        unsafe {
-            match *self {
-                Input::Rows { rows, shape, channels, block } => {
-                    let lanes = shape.lanes(group);
-                    let mut lines = [ZEROS.as_ptr(); 16];
-                    for (lane, line) in lines.iter_mut().enumerate().take(lanes) {
-                        *line = rows.add(shape.offset(group, lane, channels, block));
-                    }
-                    out = transpose(&lines, chunk * CHUNK);
-                    for row in &mut out {
-                        *row = default_nan(*row);
-                    }
-                }
-                Input::Permuted { from, order, block } => {
-                    let order = &order[group * block + chunk * CHUNK..][..CHUNK];
-                    for (row, &channel) in out.iter_mut().zip(order) {
-                        *row = _mm512_loadu_ps(from.add(channel as usize * 16));
-                    }
-                }
-                Input::Gathered { from, table, block } => {
-                    let table = &table[(group * block + chunk * CHUNK) * 16..][..CHUNK * 16];
-                    for (row, index) in out.iter_mut().zip(table.chunks_exact(16)) {
-                        *row = _mm512_i32gather_ps::<4>(_mm512_loadu_si512(index.as_ptr().cast()), from);
-                    }
-                }
-            }
-        }
-        out
-    }
-}
-
-/// The default NaN for every NaN: rounding to bfloat16 by an addition of integers would make numbers of some.
+/// `out[c]`: channel `c` of 16 lanes, from the 8 channels of two lanes in each vector, those that [`side_by_side`] says.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn default_nan(x: __m512) -> __m512 {
-    // A digit for each class of numbers, quiet and signalling NaN last: 3 is the default NaN, 1 the number itself.
-    _mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x1111_1133))
+pub(super) fn transpose_octet(v: &[__m512; 8]) -> [__m512; OCTET] {
+    let low = |a, b| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    let high = |a, b| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    // 16 bytes of what comes out of four vectors are channel `c` or `4 + c` of four lanes.
+    let quad = |a, b, c, d| {
+        let (low01, high01) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let (low23, high23) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        [low(low01, low23), high(low01, low23), low(high01, high23), high(high01, high23)]
+    };
+    let (left, right) = (quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7]));
+    let mut out = [_mm512_setzero_ps(); OCTET];
+    for c in 0..4 {
+        out[c] = _mm512_shuffle_f32x4::<0x88>(left[c], right[c]);
+        out[4 + c] = _mm512_shuffle_f32x4::<0xdd>(left[c], right[c]);
+    }
+    out
 }
 
-/// `out[c]`: value `from + c` of each of 16 lines.
+/// Eight values at each of two places.
 ///
 /// # Safety
-/// 16 values can be read at `from` in every line.
+/// They can be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn transpose(lines: &[*const f32; 16], from: usize) -> [__m512; 16] {
+pub(super) unsafe fn two_halves(a: *const f32, b: *const f32) -> __m512 {
+    // SAFETY: by the caller's promise.
+    unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b)) }
+}
+
+/// `out[c]`: value `c` of each of 16 rows `step` apart.
+///
+/// # Safety
+/// 16 values can be read in every row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn transpose(first: *const f32, step: usize) -> [__m512; 16] {
     let mut out = [_mm512_setzero_ps(); 16];
-    for quad in 0..4 {
-        // Lane `l` of vector `i` is four values of line `4 l + i`, so that what is left to do stays within lanes.
-        let mut v = [_mm512_setzero_ps(); 4];
+    for (octet, out) in out.chunks_exact_mut(OCTET).enumerate() {
+        let mut v = [_mm512_setzero_ps(); 8];
         for (i, v) in v.iter_mut().enumerate() {
-            // SAFETY: the caller has 16 values in every line, and these are four of them.
-            unsafe {
-                let four = |line: usize| _mm_loadu_ps(lines[line].add(from + quad * 4));
-                let all = _mm512_castps128_ps512(four(i));
-                let all = _mm512_insertf32x4::<1>(all, four(4 + i));
-                let all = _mm512_insertf32x4::<2>(all, four(8 + i));
-                *v = _mm512_insertf32x4::<3>(all, four(12 + i));
-            }
+            let [a, b] = side_by_side(i);
+            // SAFETY: by the caller's promise.
+            *v = unsafe { two_halves(first.add(a * step + octet * OCTET), first.add(b * step + octet * OCTET)) };
         }
-        let pairs = |a, b| (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        let (low01, high01) = pairs(v[0], v[1]);
-        let (low23, high23) = pairs(v[2], v[3]);
-        let quads = |a, b| {
-            let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
-            (_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
-        };
-        (out[quad * 4], out[quad * 4 + 1]) = quads(low01, low23);
-        (out[quad * 4 + 2], out[quad * 4 + 3]) = quads(high01, high23);
+        out.copy_from_slice(&transpose_octet(&v));
     }
     out
 }
@@ -165,15 +138,17 @@ impl Extremes {
     /// # Safety
     /// The rows can be read at `x`.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(super) unsafe fn look(&mut self, x: *const f32, rows: Range<usize>) {
-        let zero = _mm512_setzero_ps();
-        for row in rows {
-            // SAFETY: by the caller's promise.
-            let x = unsafe { _mm512_loadu_ps(x.add(row * 16)) };
-            self.min = _mm512_min_ps(x, self.min);
-            self.max = _mm512_max_ps(x, self.max);
-            self.poison = _mm512_fmadd_ps(x, zero, self.poison);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            for row in rows {
+                let x = _mm512_loadu_ps(x.add(row * 16));
+                self.min = _mm512_min_ps(x, self.min);
+                self.max = _mm512_max_ps(x, self.max);
+                self.poison = _mm512_fmadd_ps(x, zero, self.poison);
+            }
         }
     }
 }

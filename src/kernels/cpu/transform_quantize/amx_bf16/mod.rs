@@ -16,19 +16,22 @@
 
 mod codes;
 mod columns;
+mod input;
 mod product;
 mod split;
+mod steps;
 
 #[cfg(test)]
 mod tests;
 
-use super::tile::{Load, Sink, Write};
+use super::tile::{Sink, Write};
 use super::{Source, TransformQuantize};
 use crate::kernels::cpu::tile_registers;
 use crate::kernels::cpu::tiles::Aligned;
 use crate::kernels::{Affine, Transform};
 use codes::{Codes, Columns};
-use columns::{Extremes, Input, LARGEST_BLOCK, Shape};
+use columns::{Extremes, LARGEST_BLOCK, Shape};
+use input::{Gathered, Operands, Permuted, RmsNorm, Rows, SiluMul, Tokens};
 use product::Rotation;
 
 /// Tokens of a tile of them.
@@ -163,82 +166,89 @@ impl AmxBf16 {
         let half = self.half_len(count);
         let (x, rest) = scratch.split_at_mut(half);
         let (y, operands) = rest.split_at_mut(half);
-        let rows = match source {
-            Source::Tokens(tokens) if plan.inverse_smooth.is_none() => tokens[first * k..(first + count) * k].as_ptr(),
-            _ => {
-                plan.level.run(Load { plan, source, first, x: &mut x[..count * k] });
-                x.as_ptr()
-            }
-        };
         let shape = if count == 1 { Shape::Blocks { count: k / self.block } } else { Shape::Tokens { count } };
-        // SAFETY: `plan` has seen the features; buffers have the length of the groups, and `rows` of the tokens.
-        let spare = unsafe {
-            match sink {
-                Sink::Codes { affine, codes, stride, scale, zero_point, row_sum } => {
-                    let codes = Codes { affine, codes, stride, scale, zero_point, row_sum };
-                    self.transform(plan, rows, shape, x, y, operands, Some(codes));
-                    return;
+        let work = Work { plan, shape, x, y, operands, sink };
+        let tokens = first * k..(first + count) * k;
+        // SAFETY: `plan` has seen the features; buffers have the length of the groups, and operands hold the tokens.
+        unsafe {
+            match source {
+                Source::Tokens(x) => self.transform(Tokens { x: &x[tokens], channels: k }, work),
+                Source::RmsNorm { x, weight, epsilon } => {
+                    self.transform(RmsNorm::new(&x[tokens], weight, epsilon, shape), work);
                 }
-                Sink::Values { .. } => self.transform(plan, rows, shape, x, y, operands, None),
+                Source::SiluMul { gate_up } => {
+                    let gate_up = &gate_up[2 * tokens.start..2 * tokens.end];
+                    self.transform(SiluMul { gate_up, channels: k }, work);
+                }
             }
-        };
-        plan.level.run(Write { k, x: &spare[..count * k], sink });
+        }
     }
 
-    /// Transforms, and quantizes where there is somewhere for codes to go; else what it returns begins with the values as
-    /// rows of tokens.
+    /// Transforms, and quantizes where the sink takes codes.
     ///
     /// # Safety
-    /// The machine has AMX-BF16, `rows` holds the tokens (it may lie in `x`), `x` and `y` are [`Self::half_len`] long, and
+    /// The machine has AMX-BF16, and `source` the tokens. Of the buffers, `x` and `y` are [`Self::half_len`] long, and
     /// `operands` is as long as a rotation's.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
-    unsafe fn transform<'a>(
-        &self,
-        plan: &TransformQuantize,
-        rows: *const f32,
-        shape: Shape,
-        x: &'a mut [f32],
-        y: &'a mut [f32],
-        operands: &mut [f32],
-        codes: Option<Codes<'_>>,
-    ) -> &'a [f32] {
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn transform(&self, source: impl Operands, work: Work<'_>) {
+        let Work { plan, shape, x, y, operands, sink } = work;
         let (k, block) = (self.channels, self.block);
         let groups = match shape {
             Shape::Tokens { .. } => k / block,
             Shape::Blocks { .. } => self.blocks_groups(),
         };
         let values = groups * block * 16;
-        let tokens = matches!(shape, Shape::Tokens { .. });
+        let codes = matches!(sink, Sink::Codes { .. });
+        let rows = Rows::new(plan, source, shape);
         let mut extremes = Extremes::new();
-        // `rows` may lie in `x`: nothing is written there before the first rotation has read it.
         let (mut from, mut to) = (x.as_mut_ptr(), y.as_mut_ptr());
         // SAFETY: by the caller's promise; what is configured is released.
         unsafe {
             tile_registers::configure();
             for i in 0..self.rotations {
-                let input = if i == 0 {
-                    Input::Rows { rows, shape, channels: k, block }
-                } else if tokens {
-                    Input::Permuted { from, order: &plan.permutations[(i - 1) * k..i * k], block }
-                } else {
-                    from.add(values).write_bytes(0, 16);
-                    Input::Gathered { from, table: &self.gathers[(i - 1) * values..i * values], block }
-                };
                 let tiles = self.tiles.as_slice()[i * product::packed_len(block)..].as_ptr();
-                let rotation = Rotation { block, tiles, input, groups, out: to, operands: operands.as_mut_ptr() };
-                let last = i + 1 == self.rotations && codes.is_some();
-                rotation.run(last.then_some(&mut extremes));
+                let rotation = Rotation { block, tiles, groups, out: to, operands: operands.as_mut_ptr() };
+                let extremes = (codes && i + 1 == self.rotations).then_some(&mut extremes);
+                match shape {
+                    _ if i == 0 => rotation.run(&rows, extremes),
+                    Shape::Tokens { .. } => {
+                        let order = &plan.permutations[(i - 1) * k..i * k];
+                        rotation.run(&Permuted { from, order, block }, extremes);
+                    }
+                    Shape::Blocks { .. } => {
+                        from.add(values).write_bytes(0, 16);
+                        let table = &self.gathers[(i - 1) * values..i * values];
+                        rotation.run(&Gathered { from, table, block }, extremes);
+                    }
+                }
                 std::mem::swap(&mut from, &mut to);
             }
             tile_registers::release();
             let columns = Columns { values: from, shape, groups, block };
-            match codes {
-                Some(codes) => codes::quantize(&columns, &extremes, codes),
-                None => codes::rows(&columns, to, k),
+            match sink {
+                Sink::Codes { affine, codes, stride, scale, zero_point, row_sum } => {
+                    let codes = Codes { affine, codes, stride, scale, zero_point, row_sum };
+                    codes::quantize(&columns, &extremes, codes);
+                }
+                Sink::Values { .. } => {
+                    codes::rows(&columns, to, k);
+                    let x = std::slice::from_raw_parts(to, shape.tokens() * k);
+                    plan.level.run(Write { k, x, sink });
+                }
             }
         }
-        if self.rotations.is_multiple_of(2) { y } else { x }
     }
+}
+
+/// What [`AmxBf16::transform`] works with, apart from where the tokens come from.
+struct Work<'a> {
+    plan: &'a TransformQuantize,
+    shape: Shape,
+    /// Values go from one of two buffers to the other.
+    x: &'a mut [f32],
+    y: &'a mut [f32],
+    operands: &'a mut [f32],
+    sink: Sink<'a>,
 }
 
 /// An output `sum_k x[k] R[k, j]` of one rotation is within this times `sum_k |x[k]| |R[k, j]|` of the real number.

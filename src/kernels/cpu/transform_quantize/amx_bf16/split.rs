@@ -17,7 +17,7 @@ pub(super) fn split(x: f32) -> (u16, u16) {
 /// [`split`] of two vectors of lanes: pairs of high parts and pairs of low parts, `a` first. A NaN stays one when its lower
 /// 16 bits are 0, as those of the default NaN are and those that come from tiles of bfloat16.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn split_pairs(a: __m512, b: __m512) -> (__m512i, __m512i) {
     let (half, mask) = (_mm512_set1_epi32(HALF), _mm512_set1_epi32(0xffff_0000_u32 as i32));
     let round = |x: __m512| _mm512_add_epi32(_mm512_castps_si512(x), half);

@@ -172,18 +172,25 @@ fn every_division_covers_each_token_once() {
 
 #[test]
 fn sources_give_what_their_parts_give() {
-    let (count, k) = (18, 576);
-    let Some(plan) = fast(&transform(k, 64, 1, false, true), AFFINE, count) else { return };
-    let x = tokens(count, k);
-    let gate_up = tokens(count, 2 * k);
-    let weight: Vec<f32> = (0..k).map(|i| 0.5 + (i % 5) as f32).collect();
-    let mut parts = vec![0.0; count * k];
-    crate::kernels::cpu::rms_norm(&x, &weight, 1e-5, &mut parts).unwrap();
-    let want = run(&plan, Source::Tokens(&parts), count);
-    assert_eq!(run(&plan, Source::RmsNorm { x: &x, weight: &weight, epsilon: 1e-5 }, count), want);
-    crate::kernels::cpu::silu_mul(&gate_up, count, k, &mut parts).unwrap();
-    let want = run(&plan, Source::Tokens(&parts), count);
-    assert_eq!(run(&plan, Source::SiluMul { gate_up: &gate_up }, count), want);
+    // One thread: whole tiles of tokens, a tile with empty lanes, and tokens one by one.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for (k, block, count) in [(576, 64, 35), (576, 64, 13), (96, 32, 16), (1024, 128, 16), (576, 64, 1), (2304, 128, 2)]
+    {
+        for smooth in [false, true] {
+            let Some(plan) = fast(&transform(k, block, 1, false, smooth), AFFINE, count) else { return };
+            let run = |source| pool.install(|| run(&plan, source, count));
+            let x = tokens(count, k);
+            let gate_up = tokens(count, 2 * k);
+            let weight: Vec<f32> = (0..k).map(|i| 0.5 + (i % 5) as f32).collect();
+            let mut parts = vec![0.0; count * k];
+            crate::kernels::cpu::rms_norm(&x, &weight, 1e-5, &mut parts).unwrap();
+            let want = run(Source::Tokens(&parts));
+            assert_eq!(run(Source::RmsNorm { x: &x, weight: &weight, epsilon: 1e-5 }), want, "K {k} T {count}");
+            crate::kernels::cpu::silu_mul(&gate_up, count, k, &mut parts).unwrap();
+            let want = run(Source::Tokens(&parts));
+            assert_eq!(run(Source::SiluMul { gate_up: &gate_up }), want, "K {k} T {count}");
+        }
+    }
 }
 
 #[test]
