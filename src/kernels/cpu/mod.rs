@@ -24,5 +24,6 @@ pub use kv_cache::{KvCache, KvCacheDesc};
 pub use rms_norm::{rms_norm, silu_mul};
 pub use rope::{RopeStretch, RopeTable, rope_inverse_frequencies};
 pub use rope_hadamard_quantize::{QueryHeads, QueryHeadsDesc, rope_hadamard_quantize};
+pub use tiles::Aligned;
 pub use tokens::QuantizedTokens;
 pub use transform_quantize::{Source, TransformQuantize};

@@ -178,7 +178,7 @@ fn sources_give_what_their_parts_give() {
     {
         for smooth in [false, true] {
             let Some(plan) = fast(&transform(k, block, 1, false, smooth), AFFINE, count) else { return };
-            let run = |source| pool.install(|| run(&plan, source, count));
+            let run = |source: Source<'_>| pool.install(|| run(&plan, source, count));
             let x = tokens(count, k);
             let gate_up = tokens(count, 2 * k);
             let weight: Vec<f32> = (0..k).map(|i| 0.5 + (i % 5) as f32).collect();
