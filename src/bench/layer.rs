@@ -11,9 +11,13 @@ use super::{Machine, Memory, Watch};
 use crate::checkpoint::{Checkpoint, Config};
 use crate::model::cpu::CHUNK;
 use crate::model::{Backend, Model, Operation, State};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 /// Runs of a layer whose operations are timed apart from the samples.
 const PROFILES: usize = 3;
+
 /// What a benchmark tells while it runs.
 pub enum Event<'a, T = SpeedPoint> {
     /// A point is about to be measured.
@@ -36,7 +40,8 @@ struct Loaded {
 }
 
 /// Measures one layer of `config` with random weights. All methods of a point take turns, sample by sample, so that a machine
-/// which slows down slows all of them, and one that quantizes runs once untimed before each. In decoding the layer has copies
+/// which slows down slows all of them, in an order that is drawn anew each time, because what ran before a method tells on
+/// the clock that it finds; one that quantizes runs once untimed before each. In decoding the layer has copies
 /// beside it (weights and cache), as many as it takes for the data to come from memory; times and bytes are those of one.
 ///
 /// # Errors
@@ -85,13 +90,17 @@ fn measure(
         all.push(loaded);
     }
     let mut seconds = vec![Vec::with_capacity(samples); all.len()];
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let mut watch = Watch::start();
     for sample in 0..WARM_UP + samples {
         if sample == WARM_UP {
             watch = Watch::start();
             all.iter_mut().for_each(|loaded| loaded.reset(options, phase));
         }
-        for (Loaded { side, model, state, layers, .. }, seconds) in all.iter_mut().zip(&mut seconds) {
+        order.shuffle(&mut rng);
+        for &turn in &order {
+            let Loaded { side, model, state, layers, .. } = &mut all[turn];
             if phase == Phase::Prefill {
                 state.clear();
             }
@@ -103,7 +112,7 @@ fn measure(
             }
             let run = model.run_layers(state, &x, tokens)?;
             if sample >= WARM_UP {
-                seconds.push(run / *layers as f64);
+                seconds[turn].push(run / *layers as f64);
             }
         }
     }
