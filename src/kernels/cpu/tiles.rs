@@ -48,6 +48,12 @@ impl<T: Copy + bytemuck::Zeroable> Aligned<T> {
     }
 }
 
+impl<T: Copy + bytemuck::Zeroable + PartialEq> PartialEq for Aligned<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
 impl<T: Copy + bytemuck::Zeroable> Deref for Aligned<T> {
     type Target = [T];
 

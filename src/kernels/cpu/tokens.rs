@@ -1,3 +1,5 @@
+use super::tiles::Aligned;
+
 /// Quantized activations of up to `capacity` tokens, as `transform_quantize` writes and `gemm_w4a4` reads them on the CPU.
 ///
 /// Token `t` stands for `scale[t] * (code[t, k] - zero_point[t])`. Codes lie one to a byte whatever their bits are,
@@ -9,7 +11,7 @@ pub struct QuantizedTokens {
     k: usize,
     stride: usize,
     /// Codes, `[T, stride]`.
-    pub codes: Vec<u8>,
+    pub codes: Aligned<u8>,
     /// Scale of each token, `[T]`.
     pub scale: Vec<f32>,
     /// Zero point of each token, `[T]`.
@@ -28,7 +30,7 @@ impl QuantizedTokens {
             tokens: 0,
             k,
             stride,
-            codes: vec![0; capacity * stride],
+            codes: Aligned::new(capacity * stride),
             scale: vec![0.0; capacity],
             zero_point: vec![0; capacity],
             row_sum: vec![0; capacity],
