@@ -25,8 +25,8 @@ use std::ops::Range;
 const STRETCH: usize = 9;
 /// Most tokens of a job.
 const TOKENS: usize = 512;
-/// Bytes of activations that a job keeps coming back to; three quarters of a 2 MiB L2 cache.
-const ACTIVATION_BYTES: usize = 3 << 19;
+/// Bytes of activations that a job keeps coming back to; half of a 2 MiB L2 cache.
+const ACTIVATION_BYTES: usize = 1 << 20;
 
 /// Products of four tiles that a job should hold at least, some 10 microseconds.
 const PRODUCTS: usize = 256;

@@ -35,130 +35,110 @@ impl Step {
     /// The tiles are configured and the operands are there.
     #[inline(always)]
     pub(super) unsafe fn slot<const SLOT: usize>(self) {
-        let Self { a, b0, b1, two } = self;
         // SAFETY: by the caller's promise.
         unsafe {
-            match (SLOT, two) {
-                (0, true) => asm!(
-                    "tileloadd tmm6, [{b0} + {s} + 1024]",
-                    "tileloaddt1 tmm4, [{a} + {s}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b1} + {s} + 1024]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    a = in(reg) a, b0 = in(reg) b0, b1 = in(reg) b1, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (1, true) => asm!(
-                    "tileloaddt1 tmm5, [{a} + {s} + 1024]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    a = in(reg) a, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (2, true) => asm!(
-                    "tileloadd tmm6, [{b0} + {s}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b1} + {s}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    b0 = in(reg) b0, b1 = in(reg) b1, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (3, true) => asm!("tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7", options(nostack, nomem)),
-                (4, true) => asm!(
-                    "tileloaddt1 tmm4, [{a} + {s} + 2048]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    a = in(reg) a, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (5, true) => asm!(
-                    "tileloaddt1 tmm5, [{a} + {s} + 3072]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    a = in(reg) a, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (0, false) => asm!(
-                    "tileloadd tmm6, [{b} + {s} + 1024]",
-                    "tileloaddt1 tmm4, [{a} + {s}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    a = in(reg) a, b = in(reg) b0, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (1, false) => asm!(
-                    "tileloaddt1 tmm5, [{a} + {s} + 1024]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    a = in(reg) a, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (2, false) => asm!(
-                    "tileloadd tmm6, [{b} + {s}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    b = in(reg) b0, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                (3, false) => asm!("tdpbf16ps tmm2, tmm5, tmm6", options(nostack, nomem)),
-                (4, false) => asm!(
-                    "tileloaddt1 tmm4, [{a} + {s} + 2048]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    a = in(reg) a, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
-                _ => asm!(
-                    "tileloaddt1 tmm5, [{a} + {s} + 3072]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    a = in(reg) a, s = in(reg) 64_usize, options(nostack, readonly)
-                ),
+            self.first::<SLOT>();
+            if self.two {
+                self.second::<SLOT>();
             }
         }
     }
 
-    /// Stores the sums `before` and does [`Self::slot`] 0 or 1 of new ones: a product follows each store, so that it is
-    /// within reach when the sum before it is done.
+    /// [`Self::slot`] 0 or 1 of new sums in the place of those `before`, which are stored: a product follows each store, so
+    /// that it is within reach when the sum before it is done.
     ///
     /// # Safety
     /// As [`Self::slot`] and [`Strip::store`].
     #[inline(always)]
     pub(super) unsafe fn begin<const SLOT: usize>(self, before: Option<&Strip>) {
-        let Self { a, b0, b1, two } = self;
         // SAFETY: by the caller's promise.
         unsafe {
-            match before {
-                Some(before) if before.two && two => {
-                    let (c0, c1) = (before.out, before.second());
-                    if SLOT == 0 {
-                        asm!(
-                            "tilestored [{c0} + {s}], tmm0",
-                            "tilezero tmm0",
-                            "tileloadd tmm6, [{b0} + {s} + 1024]",
-                            "tileloaddt1 tmm4, [{a} + {s}]",
-                            "tdpbf16ps tmm0, tmm4, tmm6",
-                            "tilestored [{c1} + {s}], tmm1",
-                            "tilezero tmm1",
-                            "tileloadd tmm7, [{b1} + {s} + 1024]",
-                            "tdpbf16ps tmm1, tmm4, tmm7",
-                            a = in(reg) a, b0 = in(reg) b0, b1 = in(reg) b1, c0 = in(reg) c0, c1 = in(reg) c1,
-                            s = in(reg) 64_usize, options(nostack)
-                        );
-                    } else {
-                        asm!(
-                            "tilestored [{c0} + {s} + 1024], tmm2",
-                            "tilezero tmm2",
-                            "tileloaddt1 tmm5, [{a} + {s} + 1024]",
-                            "tdpbf16ps tmm2, tmm5, tmm6",
-                            "tilestored [{c1} + {s} + 1024], tmm3",
-                            "tilezero tmm3",
-                            "tdpbf16ps tmm3, tmm5, tmm7",
-                            a = in(reg) a, c0 = in(reg) c0, c1 = in(reg) c1, s = in(reg) 64_usize, options(nostack)
-                        );
-                    }
-                }
-                _ => {
-                    if SLOT == 0 {
-                        if let Some(before) = before {
-                            before.store();
-                        }
-                        asm!(
-                            "tilezero tmm0",
-                            "tilezero tmm1",
-                            "tilezero tmm2",
-                            "tilezero tmm3",
-                            options(nostack, nomem)
-                        );
-                    }
-                    self.slot::<SLOT>();
-                }
+            if let Some(before) = before {
+                before.store_first::<SLOT>();
+            }
+            if SLOT == 0 {
+                asm!("tilezero tmm0", options(nostack, nomem));
+            } else {
+                asm!("tilezero tmm2", options(nostack, nomem));
+            }
+            self.first::<SLOT>();
+            if let Some(before) = before {
+                before.store_second::<SLOT>();
+            }
+            if SLOT == 0 {
+                asm!("tilezero tmm1", options(nostack, nomem));
+            } else {
+                asm!("tilezero tmm3", options(nostack, nomem));
+            }
+            if self.two {
+                self.second::<SLOT>();
+            }
+        }
+    }
+
+    /// The tiles that a slot brings in for the first group or both, and the first group's product.
+    ///
+    /// # Safety
+    /// As [`Self::slot`].
+    #[inline(always)]
+    unsafe fn first<const SLOT: usize>(self) {
+        let (a, b, s) = (self.a, self.b0, 64_usize);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match SLOT {
+                0 => asm!(
+                    "tileloadd tmm6, [{b} + {s} + 1024]",
+                    "tileloaddt1 tmm4, [{a} + {s}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    a = in(reg) a, b = in(reg) b, s = in(reg) s, options(nostack, readonly)
+                ),
+                1 => asm!(
+                    "tileloaddt1 tmm5, [{a} + {s} + 1024]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    a = in(reg) a, s = in(reg) s, options(nostack, readonly)
+                ),
+                2 => asm!(
+                    "tileloadd tmm6, [{b} + {s}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    b = in(reg) b, s = in(reg) s, options(nostack, readonly)
+                ),
+                3 => asm!("tdpbf16ps tmm2, tmm5, tmm6", options(nostack, nomem)),
+                4 => asm!(
+                    "tileloaddt1 tmm4, [{a} + {s} + 2048]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    a = in(reg) a, s = in(reg) s, options(nostack, readonly)
+                ),
+                _ => asm!(
+                    "tileloaddt1 tmm5, [{a} + {s} + 3072]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    a = in(reg) a, s = in(reg) s, options(nostack, readonly)
+                ),
+            }
+        }
+    }
+
+    /// The second group's tile, where the slot brings one in, and its product.
+    ///
+    /// # Safety
+    /// As [`Self::slot`].
+    #[inline(always)]
+    unsafe fn second<const SLOT: usize>(self) {
+        let (b, s) = (self.b1, 64_usize);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match SLOT {
+                0 => asm!(
+                    "tileloadd tmm7, [{b} + {s} + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    b = in(reg) b, s = in(reg) s, options(nostack, readonly)
+                ),
+                2 => asm!(
+                    "tileloadd tmm7, [{b} + {s}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    b = in(reg) b, s = in(reg) s, options(nostack, readonly)
+                ),
+                4 => asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nostack, nomem)),
+                _ => asm!("tdpbf16ps tmm3, tmm5, tmm7", options(nostack, nomem)),
             }
         }
     }
@@ -186,17 +166,36 @@ impl Strip {
     pub(super) unsafe fn store(&self) {
         // SAFETY: by the caller's promise.
         unsafe {
-            asm!(
-                "tilestored [{c} + {s}], tmm0",
-                "tilestored [{c} + {s} + 1024], tmm2",
-                c = in(reg) self.out, s = in(reg) 64_usize, options(nostack)
-            );
-            if self.two {
-                asm!(
-                    "tilestored [{c} + {s}], tmm1",
-                    "tilestored [{c} + {s} + 1024], tmm3",
-                    c = in(reg) self.second(), s = in(reg) 64_usize, options(nostack)
-                );
+            self.store_first::<0>();
+            self.store_second::<0>();
+            self.store_first::<1>();
+            self.store_second::<1>();
+        }
+    }
+
+    /// Half `HALF` of the outputs, of the first group.
+    #[inline(always)]
+    unsafe fn store_first<const HALF: usize>(&self) {
+        let (c, s) = (self.out, 64_usize);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match HALF {
+                0 => asm!("tilestored [{c} + {s}], tmm0", c = in(reg) c, s = in(reg) s, options(nostack)),
+                _ => asm!("tilestored [{c} + {s} + 1024], tmm2", c = in(reg) c, s = in(reg) s, options(nostack)),
+            }
+        }
+    }
+
+    /// Half `HALF` of the outputs, of the second group where there is one.
+    #[inline(always)]
+    unsafe fn store_second<const HALF: usize>(&self) {
+        let (c, s) = (self.second(), 64_usize);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match HALF {
+                _ if !self.two => {}
+                0 => asm!("tilestored [{c} + {s}], tmm1", c = in(reg) c, s = in(reg) s, options(nostack)),
+                _ => asm!("tilestored [{c} + {s} + 1024], tmm3", c = in(reg) c, s = in(reg) s, options(nostack)),
             }
         }
     }
