@@ -1,5 +1,6 @@
+use super::aligned::Aligned;
 use super::lanes::LANES;
-use super::tiles::{Aligned, SharedMut};
+use super::tiles::SharedMut;
 use crate::kernels::{Affine, Error};
 
 /// The largest head dimension that the kernels take.

@@ -1,5 +1,6 @@
 //! Kernels for the CPU, with the instruction set chosen at run time.
 
+mod aligned;
 mod attention;
 pub mod ceilings;
 mod gemm_float;
@@ -16,6 +17,7 @@ mod tiles;
 mod tokens;
 mod transform_quantize;
 
+pub use aligned::Aligned;
 pub use attention::attention;
 pub use gemm_float::{FloatValues, FloatWeights, gemm_float};
 pub use gemm_w4a4::{Epilogue, GemmW4A4, GemmW4A4Desc, PackedWeights};
@@ -24,6 +26,5 @@ pub use kv_cache::{KvCache, KvCacheDesc};
 pub use rms_norm::{rms_norm, silu_mul};
 pub use rope::{RopeStretch, RopeTable, rope_inverse_frequencies};
 pub use rope_hadamard_quantize::{QueryHeads, QueryHeadsDesc, rope_hadamard_quantize};
-pub use tiles::Aligned;
 pub use tokens::QuantizedTokens;
 pub use transform_quantize::{Source, TransformQuantize};

@@ -1,6 +1,7 @@
+use super::aligned::Aligned;
 use super::kv_cache::{HeadLayout, KeyWriter, KvCache, MAX_HEAD_DIM, ValueWriter, Writer};
 use super::lanes::{self, Kernel, LANES, Lanes, Level, Row};
-use super::tiles::{Aligned, SharedMut};
+use super::tiles::SharedMut;
 use super::{Isa, RopeTable};
 use crate::kernels::error::check_length;
 use crate::kernels::{Affine, Error};

@@ -1,87 +1,12 @@
+use super::aligned::{LINE, line_offset};
 use rayon::prelude::*;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Bytes of a cache line, to which the buffers of the kernels are aligned.
-const LINE: usize = 64;
 
 /// A value that begins on a cache line.
 #[cfg(target_arch = "x86_64")]
 #[repr(C, align(64))]
 pub(super) struct Line<T>(pub(super) T);
-
-/// A zeroed buffer that begins on a cache line, so that no full vector straddles two. Kernels take any slice; on operands
-/// and results that lie like this they are faster. `T` is a number: its size divides a cache line.
-#[derive(Debug)]
-pub struct Aligned<T> {
-    data: Vec<T>,
-    start: usize,
-    len: usize,
-}
-
-impl<T: Copy + bytemuck::Zeroable> Aligned<T> {
-    /// `len` zeros.
-    #[must_use]
-    pub fn new(len: usize) -> Self {
-        const { assert!(size_of::<T>() > 0 && LINE.is_multiple_of(size_of::<T>())) };
-        let data = vec![T::zeroed(); len + LINE / size_of::<T>()];
-        let start = line_offset(&data);
-        Self { data, start, len }
-    }
-
-    /// Bytes in use.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.len * size_of::<T>()
-    }
-
-    /// All of it.
-    #[must_use]
-    pub fn as_slice(&self) -> &[T] {
-        &self.data[self.start..self.start + self.len]
-    }
-
-    /// All of it.
-    #[must_use]
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        &mut self.data[self.start..self.start + self.len]
-    }
-}
-
-impl<T: Copy + bytemuck::Zeroable + PartialEq> PartialEq for Aligned<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_slice() == other.as_slice()
-    }
-}
-
-impl<T: Copy + bytemuck::Zeroable> Deref for Aligned<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        self.as_slice()
-    }
-}
-
-impl<T: Copy + bytemuck::Zeroable> DerefMut for Aligned<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        self.as_mut_slice()
-    }
-}
-
-impl<T: Copy + bytemuck::Zeroable> Clone for Aligned<T> {
-    fn clone(&self) -> Self {
-        let mut copy = Self::new(self.len);
-        copy.as_mut_slice().copy_from_slice(self.as_slice());
-        copy
-    }
-}
-
-/// Elements to skip so that the rest begins on a cache line; at most one line.
-fn line_offset<T>(data: &[T]) -> usize {
-    let offset = data.as_ptr().align_offset(LINE);
-    if offset <= LINE / size_of::<T>() { offset } else { 0 }
-}
 
 /// Slack in `f32` that a workspace needs so that each job's part can begin on a cache line.
 const SLACK: usize = LINE / size_of::<f32>();

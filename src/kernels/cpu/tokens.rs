@@ -1,4 +1,4 @@
-use super::tiles::Aligned;
+use super::aligned::Aligned;
 
 /// Quantized activations of up to `capacity` tokens, as `transform_quantize` writes and `gemm_w4a4` reads them on the CPU.
 ///

@@ -4,9 +4,10 @@ use super::super::operation::{Operation, Stopwatch};
 use super::super::stack::stacked_bias;
 use super::scratch::Workspace;
 use super::{Float, Settings};
-use crate::checkpoint::{Group, LinearGroup, LinearWeights, TableValues, Weight};
+use crate::checkpoint::{Group, LinearGroup, LinearWeights, Weight};
 use crate::kernels::cpu::{
-    Epilogue, FloatValues, FloatWeights, GemmW4A4, GemmW4A4Desc, PackedWeights, Source, TransformQuantize, gemm_float,
+    Aligned, Epilogue, FloatValues, FloatWeights, GemmW4A4, GemmW4A4Desc, PackedWeights, Source, TransformQuantize,
+    gemm_float,
 };
 use crate::kernels::{Affine, Error, QuantizedMatrix};
 use half::{bf16, f16};
@@ -25,7 +26,14 @@ enum Compute {
     /// Codes times codes.
     Integer { plan: GemmW4A4, weights: PackedWeights },
     /// Floating-point weights, or weights of codes whose input stays in floating point.
-    Float { values: TableValues, input: FloatInput },
+    Float { values: Values, input: FloatInput },
+}
+
+/// Floating-point weights of all linears, one below the other.
+enum Values {
+    F32(Aligned<f32>),
+    F16(Aligned<f16>),
+    Bf16(Aligned<bf16>),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -62,7 +70,7 @@ impl GroupRunner {
             }
             _ => {
                 let input = if activation.is_some() { FloatInput::Dequantized } else { FloatInput::Exact };
-                Compute::Float { values: stacked_values(linears, settings.float), input }
+                Compute::Float { values: Values::stack(linears, n * k, settings.float), input }
             }
         };
         Ok(Self { group, k, n, prologue, compute, bias })
@@ -109,9 +117,9 @@ impl GroupRunner {
     pub(crate) fn kernel(&self, tokens: usize) -> &'static str {
         match &self.compute {
             Compute::Integer { plan, .. } => plan.kernel(tokens),
-            Compute::Float { values: TableValues::F32(_), .. } => "gemm_float f32",
-            Compute::Float { values: TableValues::F16(_), .. } => "gemm_float f16",
-            Compute::Float { values: TableValues::Bf16(_), .. } => "gemm_float bf16",
+            Compute::Float { values: Values::F32(_), .. } => "gemm_float f32",
+            Compute::Float { values: Values::F16(_), .. } => "gemm_float f16",
+            Compute::Float { values: Values::Bf16(_), .. } => "gemm_float bf16",
         }
     }
 
@@ -155,12 +163,7 @@ impl GroupRunner {
                     FloatInput::Dequantized => self.prologue.run_dequantized(source, tokens, x, prologue)?,
                 }
                 lap(Operation::Prologue(self.group));
-                let values = match values {
-                    TableValues::F32(values) => FloatValues::F32(values),
-                    TableValues::F16(values) => FloatValues::F16(values),
-                    TableValues::Bf16(values) => FloatValues::Bf16(values),
-                };
-                gemm_float(x, tokens, FloatWeights { values, n: self.n, k: self.k }, epilogue, y)?;
+                gemm_float(x, tokens, FloatWeights { values: values.get(), n: self.n, k: self.k }, epilogue, y)?;
             }
         }
         lap(Operation::Gemm(self.group));
@@ -168,25 +171,48 @@ impl GroupRunner {
     }
 }
 
-/// All weights in floating point, one below the other. Drops each part as soon as it is copied.
-fn stacked_values(linears: Vec<LinearWeights>, float: Float) -> TableValues {
-    let parts = linears.into_iter().map(|linear| match linear.weight {
-        Weight::Float { values, .. } => values,
-        Weight::Quantized(matrix) => matrix.dequantize(),
-    });
-    match float {
-        Float::F32 => TableValues::F32(stacked(parts, |part| part)),
-        Float::F16 => TableValues::F16(stacked(parts, |part| part.into_iter().map(f16::from_f32).collect())),
-        Float::Bf16 => TableValues::Bf16(stacked(parts, |part| part.into_iter().map(bf16::from_f32).collect())),
+impl Values {
+    /// Takes over `len` weights. Drops each part as soon as it is copied.
+    fn stack(linears: Vec<LinearWeights>, len: usize, float: Float) -> Self {
+        let parts = linears.into_iter().map(|linear| match linear.weight {
+            Weight::Float { values, .. } => values,
+            Weight::Quantized(matrix) => matrix.dequantize(),
+        });
+        match float {
+            Float::F32 => Self::F32(stacked(parts, len, |x| x)),
+            Float::F16 => Self::F16(stacked(parts, len, f16::from_f32)),
+            Float::Bf16 => Self::Bf16(stacked(parts, len, bf16::from_f32)),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => values.bytes(),
+            Self::F16(values) => values.bytes(),
+            Self::Bf16(values) => values.bytes(),
+        }
+    }
+
+    fn get(&self) -> FloatValues<'_> {
+        match self {
+            Self::F32(values) => FloatValues::F32(values),
+            Self::F16(values) => FloatValues::F16(values),
+            Self::Bf16(values) => FloatValues::Bf16(values),
+        }
     }
 }
 
-fn stacked<T: Copy>(parts: impl Iterator<Item = Vec<f32>>, convert: impl Fn(Vec<f32>) -> Vec<T>) -> Vec<T> {
-    let mut parts = parts.map(convert);
-    let mut stacked = parts.next().unwrap_or_default();
+fn stacked<T: bytemuck::Pod>(
+    parts: impl Iterator<Item = Vec<f32>>,
+    len: usize,
+    convert: impl Fn(f32) -> T,
+) -> Aligned<T> {
+    let mut all = Aligned::new(len);
+    let mut rest = all.as_mut_slice();
     for part in parts {
-        stacked.extend_from_slice(&part);
+        let (values, behind) = rest.split_at_mut(part.len().min(rest.len()));
+        values.iter_mut().zip(part).for_each(|(value, x)| *value = convert(x));
+        rest = behind;
     }
-    stacked.shrink_to_fit();
-    stacked
+    all
 }

@@ -7,6 +7,7 @@
 
 use super::super::super::error::check_length;
 use super::super::super::{Error, QuantizedMatrix};
+use super::super::aligned::Aligned;
 use super::GemmW4A4Desc;
 use rayon::prelude::*;
 
@@ -14,11 +15,6 @@ use rayon::prelude::*;
 pub(super) const PANEL: usize = 16;
 /// Input channels of a block; `K` is padded with code 0 to a whole number of blocks.
 pub(super) const BLOCK: usize = 64;
-
-/// One cache line of packed codes.
-#[repr(C, align(64))]
-#[derive(Debug, Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-struct Line([u8; 64]);
 
 /// Weights in the layout of the CPU kernels, with what the epilogue needs for each output channel. Any
 /// [`super::GemmW4A4`] of the same `n`, `k` and weight bits reads them, whatever its instruction set.
@@ -28,7 +24,8 @@ pub struct PackedWeights {
     k: usize,
     bits: u32,
     blocks: usize,
-    lines: Vec<Line>,
+    /// `[panel][block]`, as above.
+    packed: Aligned<u8>,
     /// `sw[n]`, padded with 0 to whole panels, as are the next two.
     pub(super) scale: Vec<f32>,
     /// `zw[n]`.
@@ -59,7 +56,7 @@ impl PackedWeights {
     /// Bytes that the packed codes and the per-channel numbers take in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.lines.len() * 64 + 4 * (self.scale.len() + self.zero_point.len() + self.centred_sum.len())
+        self.packed.bytes() + 4 * (self.scale.len() + self.zero_point.len() + self.centred_sum.len())
     }
 
     /// Blocks of 64 input channels.
@@ -85,7 +82,7 @@ impl PackedWeights {
     /// The packed codes of `count` panels from `panel` on.
     pub(super) fn panel(&self, panel: usize, count: usize) -> &[u8] {
         let bytes = self.blocks * self.block_bytes();
-        &bytemuck::cast_slice(&self.lines)[panel * bytes..(panel + count) * bytes]
+        &self.packed[panel * bytes..(panel + count) * bytes]
     }
 }
 
@@ -110,8 +107,8 @@ pub(super) fn pack(desc: &GemmW4A4Desc, matrices: &[&QuantizedMatrix]) -> Result
     let panels = desc.n.div_ceil(PANEL).next_multiple_of(2);
     let padded = panels * PANEL;
     let nibbles = desc.weight_bits <= 4;
-    let panel_lines = blocks * if nibbles { 8 } else { 16 };
-    let mut lines = vec![Line([0; 64]); panels * panel_lines];
+    let panel_bytes = blocks * PANEL * BLOCK / if nibbles { 2 } else { 1 };
+    let mut packed = Aligned::<u8>::new(panels * panel_bytes);
     let mut scale = vec![0.0; padded];
     let mut zero_point = vec![0; padded];
     let mut centred_sum = vec![0; padded];
@@ -120,13 +117,12 @@ pub(super) fn pack(desc: &GemmW4A4Desc, matrices: &[&QuantizedMatrix]) -> Result
         .zip(zero_point.par_chunks_mut(PANEL))
         .zip(centred_sum.par_chunks_mut(PANEL))
         .enumerate();
-    // With no input channels there are no lines, and one line a panel keeps the zip whole.
-    let mut empty = vec![Line([0; 64]); if panel_lines == 0 { panels } else { 0 }];
-    let data = if panel_lines == 0 { &mut empty } else { &mut lines };
-    numbers.zip(data.par_chunks_mut(panel_lines.max(1))).for_each_init(
+    // With no input channels there is nothing to pack, and one byte a panel keeps the zip whole.
+    let mut empty = vec![0; if panel_bytes == 0 { panels } else { 0 }];
+    let data = if panel_bytes == 0 { &mut empty } else { packed.as_mut_slice() };
+    numbers.zip(data.par_chunks_mut(panel_bytes.max(1))).for_each_init(
         || vec![0_u8; desc.k],
-        |codes, ((panel, ((scale, zero_point), centred_sum)), lines)| {
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
+        |codes, ((panel, ((scale, zero_point), centred_sum)), bytes)| {
             for channel in 0..PANEL {
                 let Some((matrix, row)) = locate(matrices, panel * PANEL + channel) else { break };
                 matrix.unpack_row(row, codes);
@@ -146,7 +142,7 @@ pub(super) fn pack(desc: &GemmW4A4Desc, matrices: &[&QuantizedMatrix]) -> Result
             }
         },
     );
-    Ok(PackedWeights { n: desc.n, k: desc.k, bits: desc.weight_bits, blocks, lines, scale, zero_point, centred_sum })
+    Ok(PackedWeights { n: desc.n, k: desc.k, bits: desc.weight_bits, blocks, packed, scale, zero_point, centred_sum })
 }
 
 /// The matrix and its row that stand at `channel` of the stack.

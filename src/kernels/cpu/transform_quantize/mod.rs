@@ -7,8 +7,9 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
+use super::aligned::Aligned;
 use super::lanes::{LANES, Level};
-use super::tiles::{self, Aligned, SharedMut};
+use super::tiles::{self, SharedMut};
 use super::{Isa, QuantizedTokens};
 use crate::kernels::error::check_length;
 use crate::kernels::{Affine, Arithmetic, Error, Transform};

@@ -26,8 +26,8 @@ mod tests;
 
 use super::tile::{Sink, Write};
 use super::{Source, TransformQuantize};
+use crate::kernels::cpu::aligned::Aligned;
 use crate::kernels::cpu::tile_registers;
-use crate::kernels::cpu::tiles::Aligned;
 use crate::kernels::{Affine, Transform};
 use codes::{Codes, Columns};
 use columns::{Extremes, LARGEST_BLOCK, Shape};
