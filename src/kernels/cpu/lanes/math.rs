@@ -34,17 +34,27 @@ pub(in crate::kernels::cpu) fn silu<L: Lanes>(l: L, x: L::F) -> L::F {
     l.div(x, l.add(l.splat(1.0), e))
 }
 
-/// Sum of squares, in 16 interleaved chains.
+/// Sum of squares of each of `R` rows of one length, in 16 interleaved chains each. Rows beside each other hide how long a
+/// chain waits for itself.
 #[inline(always)]
-pub(in crate::kernels::cpu) fn sum_of_squares<L: Lanes>(l: L, x: &[f32]) -> f32 {
-    let mut acc = l.splat(0.0);
-    let (vectors, tail) = x.as_chunks::<16>();
-    for x in vectors {
-        let x = l.load(x);
-        acc = l.fma(x, x, acc);
+fn sums_of_squares<L: Lanes, const R: usize>(l: L, rows: [&[f32]; R]) -> [f32; R] {
+    let mut acc = [l.splat(0.0); R];
+    let mut vectors = [[].as_slice(); R];
+    let mut sums = [0.0; R];
+    for (vectors, row) in vectors.iter_mut().zip(rows) {
+        *vectors = row.as_chunks::<16>().0;
     }
-    let x = l.load_tail(tail, 0.0);
-    l.sum(l.fma(x, x, acc))
+    for i in 0..vectors.iter().fold(usize::MAX, |least, vectors| least.min(vectors.len())) {
+        for (acc, vectors) in acc.iter_mut().zip(vectors) {
+            let x = l.load(&vectors[i]);
+            *acc = l.fma(x, x, *acc);
+        }
+    }
+    for ((sum, acc), row) in sums.iter_mut().zip(acc).zip(rows) {
+        let x = l.load_tail(row.as_chunks::<16>().1, 0.0);
+        *sum = l.sum(l.fma(x, x, acc));
+    }
+    sums
 }
 
 /// `out[i] = x[i] * factor[i]`.
@@ -60,16 +70,25 @@ pub(in crate::kernels::cpu) fn multiply<L: Lanes>(l: L, x: &mut [f32], factor: &
     }
 }
 
-/// `1 / sqrt(mean(x^2) + epsilon)`.
+/// `1 / sqrt(mean(x^2) + epsilon)` of each of `R` rows of one length.
 #[inline(always)]
-pub(in crate::kernels::cpu) fn rms_factor<L: Lanes>(l: L, x: &[f32], epsilon: f32) -> f32 {
-    1.0 / (sum_of_squares(l, x) / x.len() as f32 + epsilon).sqrt()
+pub(in crate::kernels::cpu) fn rms_factors<L: Lanes, const R: usize>(
+    l: L,
+    rows: [&[f32]; R],
+    epsilon: f32,
+) -> [f32; R] {
+    let mut factors = sums_of_squares(l, rows);
+    for (factor, row) in factors.iter_mut().zip(rows) {
+        *factor = 1.0 / (*factor / row.len() as f32 + epsilon).sqrt();
+    }
+    factors
 }
 
-/// `out = (x rms_factor(x)) weight`.
+/// `out = (x rms_factors(x)) weight`.
 #[inline(always)]
 pub(in crate::kernels::cpu) fn rms_norm<L: Lanes>(l: L, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    let factor = l.splat(rms_factor(l, x, epsilon));
+    let [factor] = rms_factors(l, [x], epsilon);
+    let factor = l.splat(factor);
     let (vectors, tail) = out.as_chunks_mut::<16>();
     let (xs, x_tail) = x.as_chunks::<16>();
     let (weights, weight_tail) = weight.as_chunks::<16>();

@@ -199,9 +199,15 @@ impl<'a> RmsNorm<'a> {
     pub(super) fn new(x: &'a [f32], weight: &'a [f32], epsilon: f32, shape: Shape) -> Self {
         // SAFETY: this function has the features.
         let l = unsafe { Avx512::new() };
+        let k = weight.len();
         let mut factor = [0.0; 16];
-        for (factor, x) in factor.iter_mut().zip(x.chunks_exact(weight.len())) {
-            *factor = lanes::rms_factor(l, x, epsilon);
+        let (fours, rest) = x.split_at(x.len() / (4 * k) * (4 * k));
+        let (of_fours, of_rest) = factor.split_at_mut(fours.len() / k);
+        for (factors, x) in of_fours.as_chunks_mut().0.iter_mut().zip(fours.chunks_exact(4 * k)) {
+            *factors = lanes::rms_factors(l, [&x[..k], &x[k..2 * k], &x[2 * k..3 * k], &x[3 * k..]], epsilon);
+        }
+        for (factor, x) in of_rest.iter_mut().zip(rest.chunks_exact(k)) {
+            [*factor] = lanes::rms_factors(l, [x], epsilon);
         }
         if let Shape::Blocks { .. } = shape {
             factor = [factor[0]; 16];
