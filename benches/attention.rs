@@ -1,12 +1,12 @@
 //! RoPE with quantization and attention over the cache, at the shapes of SmolLM2-135M and LLaMA-2 7B: 4-bit and `f32`
-//! caches, prefill and decode. `cargo bench --bench attention`.
+//! caches, both arithmetics, prefill and decode. `cargo bench --bench attention`.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use duquant::kernels::cpu::{
     Isa, KvCache, KvCacheDesc, QueryHeads, QueryHeadsDesc, RopeStretch, RopeTable, attention, rope_hadamard_quantize,
     rope_inverse_frequencies,
 };
-use duquant::kernels::{Affine, Error};
+use duquant::kernels::{Affine, Arithmetic, Error};
 use std::hint::black_box;
 
 struct Case {
@@ -15,12 +15,13 @@ struct Case {
     kv_heads: usize,
     head_dim: usize,
     affine: Option<Affine>,
+    arithmetic: Arithmetic,
     before: usize,
     tokens: usize,
 }
 
 fn run(c: &mut Criterion, case: &Case) -> Result<(), Error> {
-    let &Case { name, heads, kv_heads, head_dim, affine, before, tokens } = case;
+    let &Case { name, heads, kv_heads, head_dim, affine, arithmetic, before, tokens } = case;
     let width = (heads + 2 * kv_heads) * head_dim;
     let qkv: Vec<f32> = (0..before.max(tokens) * width).map(|i| ((i * 7919) % 2003) as f32 * 0.002 - 2.0).collect();
     let rope =
@@ -28,10 +29,10 @@ fn run(c: &mut Criterion, case: &Case) -> Result<(), Error> {
     let capacity = before + tokens;
     let mut cache = KvCache::new(&KvCacheDesc { kv_heads, head_dim, capacity, key: affine, value: affine })?;
     let tokens_max = before.max(tokens);
-    let mut queries =
-        QueryHeads::new(&QueryHeadsDesc { heads, kv_heads, head_dim, tokens_max, key: affine }, Isa::best())?;
+    let desc = QueryHeadsDesc { heads, kv_heads, head_dim, tokens_max, key: affine };
+    let mut queries = QueryHeads::new_with(&desc, Isa::best(), arithmetic)?;
     rope_hadamard_quantize(&qkv[..before * width], &rope, 0, &mut queries, &mut cache)?;
-    let kind = if affine.is_some() { "int4" } else { "f32" };
+    let kind = format!("{}-{}", if affine.is_some() { "int4" } else { "f32" }, arithmetic.name());
     let shape = format!("T{tokens}+{before}");
     c.bench_function(&format!("rope_hadamard_quantize/{name}/{kind}/{shape}"), |b| {
         b.iter(|| {
@@ -50,9 +51,10 @@ fn run(c: &mut Criterion, case: &Case) -> Result<(), Error> {
 fn bench(c: &mut Criterion) {
     let int4 = Some(Affine { bits: 4, clip: 0.9, symmetric: false });
     for (name, heads, kv_heads, head_dim) in [("smollm2", 9, 3, 64), ("llama7b", 32, 32, 128)] {
-        for affine in [int4, None] {
+        let kinds = [(int4, Arithmetic::Fast), (int4, Arithmetic::Reproducible), (None, Arithmetic::Reproducible)];
+        for (affine, arithmetic) in kinds {
             for (before, tokens) in [(0, 512), (0, 2048), (512, 1), (4096, 1)] {
-                let case = Case { name, heads, kv_heads, head_dim, affine, before, tokens };
+                let case = Case { name, heads, kv_heads, head_dim, affine, arithmetic, before, tokens };
                 assert_eq!(run(c, &case), Ok(()), "{name} {before} {tokens}");
             }
         }

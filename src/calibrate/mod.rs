@@ -4,6 +4,7 @@
 //! not by the model.
 
 use crate::checkpoint::{Checkpoint, Config, Group, Table};
+use crate::kernels::Arithmetic;
 use crate::kernels::cpu::Isa;
 use crate::model::cpu::{Layer, Observer, State, gather_row};
 use crate::model::{self, KvQuantizer, StateDesc};
@@ -162,7 +163,7 @@ impl Calibrator {
         let layers = std::slice::from_ref(layer);
         let width = self.config.hidden;
         let desc = StateDesc { sequences: 1, capacity: self.length, rows: None };
-        let mut state = State::new(&self.config, kv, layers, &desc, Isa::best())?;
+        let mut state = State::new(&self.config, kv, layers, &desc, Isa::best(), Arithmetic::Reproducible)?;
         let mut sample = Vec::new();
         for stream in self.residual.chunks_exact_mut(self.length * width) {
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);

@@ -12,6 +12,8 @@ mod rms_norm;
 mod rope;
 mod rope_hadamard_quantize;
 #[cfg(target_arch = "x86_64")]
+mod split_bf16;
+#[cfg(target_arch = "x86_64")]
 mod tile_registers;
 mod tiles;
 mod tokens;

@@ -4,7 +4,7 @@ use super::lanes::{self, Kernel, LANES, Lanes, Level, Row};
 use super::tiles::SharedMut;
 use super::{Isa, RopeTable};
 use crate::kernels::error::check_length;
-use crate::kernels::{Affine, Error};
+use crate::kernels::{Affine, Arithmetic, Error};
 use rayon::prelude::*;
 
 /// What the queries of a layer look like.
@@ -30,7 +30,29 @@ pub struct QueryHeads {
     pub(super) layout: HeadLayout,
     pub(super) tokens: usize,
     pub(super) level: Level,
+    pub(super) tiles: Tiles,
     pub(super) store: QueryStore,
+}
+
+/// Which of the products of [`super::attention`] run on AMX tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86's"))]
+pub(super) struct Tiles {
+    /// Scores of codes, exact and so for every [`Arithmetic`].
+    pub(super) scores: bool,
+    /// Sums of quantized values.
+    pub(super) sums: bool,
+}
+
+impl Tiles {
+    fn new(isa: Isa, arithmetic: Arithmetic, key_dim: usize) -> Self {
+        let amx = isa == Isa::Amx;
+        #[cfg(target_arch = "x86_64")]
+        let bf16 = super::isa::amx_bf16();
+        #[cfg(not(target_arch = "x86_64"))]
+        let bf16 = false;
+        Self { scores: amx && key_dim.is_multiple_of(64), sums: amx && bf16 && arithmetic == Arithmetic::Fast }
+    }
 }
 
 /// `[kv_head][token][head of the group]` rows.
@@ -48,12 +70,20 @@ pub(super) enum QueryStore {
 }
 
 impl QueryHeads {
-    /// Room for `tokens_max` tokens; the only allocation.
+    /// [`Self::new_with`] [`Arithmetic::Reproducible`]: attention gives the same bits on every instruction set.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(desc: &QueryHeadsDesc, isa: Isa) -> Result<Self, Error> {
+        Self::new_with(desc, isa, Arithmetic::Reproducible)
+    }
+
+    /// Room for `tokens_max` tokens; the only allocation. `arithmetic` is that of [`super::attention`].
     ///
     /// # Errors
     /// [`Error::Unsupported`] for heads that are no multiple of `kv_heads`, an odd head dimension or one above 256,
     /// quantizer settings outside [`Affine::new`]'s, or an instruction set that this machine lacks.
-    pub fn new(desc: &QueryHeadsDesc, isa: Isa) -> Result<Self, Error> {
+    pub fn new_with(desc: &QueryHeadsDesc, isa: Isa, arithmetic: Arithmetic) -> Result<Self, Error> {
         let level = Level::new(isa)?;
         let layout = HeadLayout::new(desc.head_dim)?;
         if desc.kv_heads == 0 || desc.heads == 0 || !desc.heads.is_multiple_of(desc.kv_heads) {
@@ -78,13 +108,29 @@ impl QueryHeads {
             }
             None => QueryStore::Float(Aligned::new(rows * layout.head_dim)),
         };
-        Ok(Self { desc: *desc, layout, tokens: 0, level, store })
+        let tiles = Tiles::new(isa, arithmetic, layout.key_dim);
+        Ok(Self { desc: *desc, layout, tokens: 0, level, tiles, store })
     }
 
     /// What it was made for.
     #[must_use]
     pub fn desc(&self) -> &QueryHeadsDesc {
         &self.desc
+    }
+
+    /// What [`super::attention`] runs on these queries and values of `value`, for logs: the instruction set, and which of its
+    /// products are on tiles where there are several queries.
+    #[must_use]
+    pub fn attention_kernel(&self, value: Option<Affine>) -> &'static str {
+        let scores = self.tiles.scores && self.desc.key.is_some();
+        let sums = self.tiles.sums && value.is_some();
+        match (self.level.isa(), scores, sums) {
+            (Isa::Amx, true, true) => "amx tdpbsud scores, tdpbf16ps sums",
+            (Isa::Amx, true, false) => "amx tdpbsud scores, avx512 sums",
+            (Isa::Amx, false, true) => "avx512 scores, amx tdpbf16ps sums",
+            (Isa::Amx, false, false) => Isa::Avx512Vnni.name(),
+            (isa, ..) => isa.name(),
+        }
     }
 
     /// Tokens that it holds.

@@ -1,8 +1,8 @@
 //! RoPE and attention of every sequence of a pass.
 
 use super::super::batch::{Segment, rows};
-use crate::kernels::Error;
 use crate::kernels::cpu::{Isa, KvCache, QueryHeads, QueryHeadsDesc, RopeTable, attention, rope_hadamard_quantize};
+use crate::kernels::{Arithmetic, Error};
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -14,8 +14,8 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(desc: &QueryHeadsDesc, isa: Isa) -> Result<Self, Error> {
-        let queries = QueryHeads::new(desc, isa)?;
+    pub(crate) fn new(desc: &QueryHeadsDesc, isa: Isa, arithmetic: Arithmetic) -> Result<Self, Error> {
+        let queries = QueryHeads::new_with(desc, isa, arithmetic)?;
         let workspace = vec![0.0; queries.workspace_len()];
         Ok(Self { queries, workspace })
     }

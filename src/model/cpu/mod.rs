@@ -15,7 +15,7 @@ use super::error::{At, Error};
 use super::operation::{Operation, Stopwatch};
 use crate::checkpoint::{Checkpoint, Config, Group, Table, TableValues};
 use crate::kernels::Arithmetic;
-use crate::kernels::cpu::{Epilogue, FloatValues, FloatWeights, Isa, gemm_float};
+use crate::kernels::cpu::{Epilogue, FloatValues, FloatWeights, Isa, QueryHeads, QueryHeadsDesc, gemm_float};
 use state::Run;
 use std::ops::Range;
 
@@ -64,6 +64,7 @@ pub(super) struct Model {
     final_norm: Vec<f32>,
     layers: Vec<Layer>,
     isa: Isa,
+    arithmetic: Arithmetic,
 }
 
 impl Model {
@@ -80,6 +81,7 @@ impl Model {
             layers,
             config,
             isa: settings.isa,
+            arithmetic: settings.arithmetic,
         })
     }
 
@@ -103,12 +105,20 @@ impl Model {
         match operation {
             Operation::Prologue(name) => group(name).map_or_else(String::new, |group| group.prologue_kernel()),
             Operation::Gemm(name) => group(name).map_or_else(String::new, |group| group.kernel(tokens).to_owned()),
-            Operation::RopeHadamardQuantize | Operation::Attention => self.isa.name().to_owned(),
+            Operation::RopeHadamardQuantize => self.isa.name().to_owned(),
+            Operation::Attention => self.attention_kernel().to_owned(),
         }
     }
 
+    fn attention_kernel(&self) -> &'static str {
+        let Config { heads, kv_heads, head_dim, .. } = self.config;
+        let desc = QueryHeadsDesc { heads, kv_heads, head_dim, tokens_max: 1, key: self.kv.key };
+        let queries = QueryHeads::new_with(&desc, self.isa, self.arithmetic);
+        queries.map_or(self.isa.name(), |queries| queries.attention_kernel(self.kv.value))
+    }
+
     pub(super) fn new_state(&self, desc: &StateDesc) -> Result<State, Error> {
-        State::new(&self.config, self.kv, &self.layers, desc, self.isa)
+        State::new(&self.config, self.kv, &self.layers, desc, self.isa, self.arithmetic)
     }
 
     pub(super) fn forward(&self, state: &mut State, tokens: &[u32]) -> Result<(), Error> {

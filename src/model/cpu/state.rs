@@ -9,6 +9,7 @@ use super::attend::Lane;
 use super::layer::{Layer, Observer};
 use super::scratch::{Buffers, Workspace};
 use crate::checkpoint::Config;
+use crate::kernels::Arithmetic;
 use crate::kernels::cpu::{Isa, KvCache, KvCacheDesc, QueryHeadsDesc, RopeTable, rms_norm, rope_hadamard_quantize};
 
 /// Tokens that a forward pass takes through all layers at a time.
@@ -45,6 +46,7 @@ impl State {
         layers: &[Layer],
         desc: &StateDesc,
         isa: Isa,
+        arithmetic: Arithmetic,
     ) -> Result<Self, Error> {
         let &StateDesc { sequences, capacity, rows } = desc;
         let chunk = rows.unwrap_or(CHUNK).min(CHUNK).min(sequences.saturating_mul(capacity)).max(1);
@@ -63,7 +65,10 @@ impl State {
             key: kv.key,
         };
         let lanes = sequences.min(rayon::current_num_threads());
-        let lanes = (0..lanes).map(|_| Lane::new(&queries, isa)).collect::<Result<_, _>>().at(|| "queries".into())?;
+        let lanes = (0..lanes)
+            .map(|_| Lane::new(&queries, isa, arithmetic))
+            .collect::<Result<_, _>>()
+            .at(|| "queries".into())?;
         let caches = layers
             .iter()
             .map(|_| (0..sequences).map(|_| KvCache::new(&cache)).collect())

@@ -1,12 +1,14 @@
 //! Causal attention over the cache.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod tile;
 
 #[cfg(test)]
 mod tests;
 
 use super::kv_cache::{HeadLayout, KeyStore, KvCache, ValueStore};
-use super::rope_hadamard_quantize::{QueryHeads, check_match};
+use super::rope_hadamard_quantize::{QueryHeads, Tiles, check_match};
 use super::tiles::{self, SharedMut};
 use crate::kernels::Error;
 use crate::kernels::error::check_length;
@@ -26,6 +28,10 @@ const INLINE_WORK: usize = 1 << 21;
 /// the asymmetric correction. The softmax runs in `f32` over tiles of 128 keys at fixed places (online, rescaled where the
 /// maximum grows) and its result is not quantized; the scales of quantized values are folded into it. The bits of a query's
 /// output depend on its key and value tokens alone up to the tile's rescaling: not on threads or the instruction set.
+///
+/// With queries of [`Arithmetic::Fast`](crate::kernels::Arithmetic::Fast), on a machine with AMX-BF16, quantized values are
+/// summed up on tiles, each weight split into two bfloat16: every product `weight value` is within `2^-16` of itself. The
+/// bits are then those of that machine, and still depend on a query's tokens alone.
 ///
 /// A cached key or value of scale NaN makes the output of every query that sees it NaN. In an `f32` cache NaN or infinity
 /// may also reach the queries of the same tile that come before it.
@@ -91,6 +97,7 @@ struct Sizes {
     queries: usize,
     /// `queries * group`.
     rows: usize,
+    tiles: Tiles,
 }
 
 impl Sizes {
@@ -98,7 +105,7 @@ impl Sizes {
         let group = queries.desc.heads / queries.desc.kv_heads;
         // The number of queries depends on the shape alone, so that a decoder's workspace is as small as its call.
         let tile = (ROWS / group).clamp(1, queries.desc.tokens_max.max(1));
-        Self { layout: queries.layout, group, queries: tile, rows: tile * group }
+        Self { layout: queries.layout, group, queries: tile, rows: tile * group, tiles: queries.tiles }
     }
 
     /// Values of a job's scratch: see [`Parts`].

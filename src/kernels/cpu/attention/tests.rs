@@ -1,8 +1,8 @@
 use super::*;
-use crate::kernels::Affine;
 use crate::kernels::cpu::{
     Isa, KvCacheDesc, QueryHeadsDesc, RopeStretch, RopeTable, rope_hadamard_quantize, rope_inverse_frequencies,
 };
+use crate::kernels::{Affine, Arithmetic};
 
 const INT4: Option<Affine> = Some(Affine { bits: 4, clip: 0.9, symmetric: false });
 const INT8: Option<Affine> = Some(Affine { bits: 8, clip: 1.0, symmetric: false });
@@ -27,8 +27,13 @@ impl Shape {
     }
 
     fn queries(&self, tokens_max: usize, isa: Isa) -> QueryHeads {
+        self.queries_with(tokens_max, isa, Arithmetic::Reproducible)
+    }
+
+    fn queries_with(&self, tokens_max: usize, isa: Isa, arithmetic: Arithmetic) -> QueryHeads {
         let Self { heads, kv_heads, d, key, .. } = *self;
-        QueryHeads::new(&QueryHeadsDesc { heads, kv_heads, head_dim: d, tokens_max, key }, isa).unwrap()
+        let desc = QueryHeadsDesc { heads, kv_heads, head_dim: d, tokens_max, key };
+        QueryHeads::new_with(&desc, isa, arithmetic).unwrap()
     }
 
     fn width(&self) -> usize {
@@ -212,9 +217,16 @@ fn rows_and_attention_match_f64_on_every_isa() {
                         }
                     }
                 }
+                // The same queries for the other arithmetic.
+                let mut fast = shape.queries_with(before.max(tokens), isa, Arithmetic::Fast);
+                let tiles = fast.tiles;
+                fast.clone_from(&queries);
+                fast.tiles = tiles;
                 for window in [None, Some(1), Some(20), Some(1000)] {
                     let got = run(&queries, &cache, window);
-                    close(&got, &oracle(&queries, &cache, window), 2e-5, &format!("{what} window {window:?}"));
+                    let want = oracle(&queries, &cache, window);
+                    close(&got, &want, 2e-5, &format!("{what} window {window:?}"));
+                    close(&run(&fast, &cache, window), &want, 5e-5, &format!("{what} window {window:?}, fast"));
                     if window.is_none() {
                         let first = first.get_or_insert_with(|| got.clone());
                         assert!(*first == got, "{what}: bits differ from another instruction set");
@@ -286,16 +298,88 @@ fn threads_change_nothing() {
     let shape = Shape::new(9, 3, 64, INT4, INT4);
     let x = rows(400, shape.width(), 4);
     let rope = shape.rope(400);
-    let mut results = Vec::new();
-    for threads in [1, 2, 3] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        results.push(pool.install(|| {
-            let (mut cache, mut queries) = (shape.cache(400), shape.queries(400, Isa::best()));
-            rope_hadamard_quantize(&x, &rope, 0, &mut queries, &mut cache).unwrap();
-            run(&queries, &cache, None)
-        }));
+    for arithmetic in [Arithmetic::Reproducible, Arithmetic::Fast] {
+        let mut results = Vec::new();
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            results.push(pool.install(|| {
+                let mut cache = shape.cache(400);
+                let mut queries = shape.queries_with(400, Isa::best(), arithmetic);
+                rope_hadamard_quantize(&x, &rope, 0, &mut queries, &mut cache).unwrap();
+                run(&queries, &cache, None)
+            }));
+        }
+        assert!(results.iter().all(|r| *r == results[0]), "{arithmetic:?}");
     }
-    assert!(results.iter().all(|r| *r == results[0]));
+}
+
+/// A token by itself and among others runs other code, with the same bits where no window moves the tiles.
+#[test]
+fn one_by_one_and_together_give_the_same_bits() {
+    let int8 = Some(Affine { bits: 8, clip: 1.0, symmetric: true });
+    for shape in [
+        Shape::new(2, 2, 128, INT4, INT4),
+        Shape::new(2, 1, 64, INT8, INT8),
+        Shape::new(1, 1, 96, INT4, int8),
+        Shape::new(3, 1, 256, INT4, INT4),
+    ] {
+        let tokens = 201;
+        let mut x = rows(tokens, shape.width(), 6);
+        // Scores far apart and near each other, so that weights are of every size.
+        for (t, x) in x.chunks_exact_mut(shape.width()).enumerate() {
+            x.iter_mut().for_each(|x| *x *= [0.1, 1.0, 4.0, 1e-3][t / 3 % 4]);
+        }
+        let rope = shape.rope(tokens);
+        for arithmetic in [Arithmetic::Reproducible, Arithmetic::Fast] {
+            let mut together = shape.cache(tokens);
+            let mut queries = shape.queries_with(tokens, Isa::best(), arithmetic);
+            rope_hadamard_quantize(&x, &rope, 0, &mut queries, &mut together).unwrap();
+            let want = run(&queries, &together, None);
+            let (mut cache, mut step) = (shape.cache(tokens), shape.queries_with(1, Isa::best(), arithmetic));
+            let width = shape.heads * shape.d;
+            for (t, x) in x.chunks_exact(shape.width()).enumerate() {
+                rope_hadamard_quantize(x, &rope, t, &mut step, &mut cache).unwrap();
+                assert!(
+                    run(&step, &cache, None) == want[t * width..(t + 1) * width],
+                    "{shape:?} {arithmetic:?} token {t}"
+                );
+            }
+        }
+    }
+}
+
+/// Queries of one call share tiles and nothing else, wherever a window makes their keys begin.
+#[test]
+fn queries_beside_it_change_nothing_in_a_query() {
+    for (shape, tokens) in [(Shape::new(4, 4, 128, INT4, INT4), 230), (Shape::new(8, 2, 64, INT8, INT4), 150)] {
+        let rope = shape.rope(tokens);
+        let x = rows(tokens, shape.width(), 8);
+        // Every third token asks something else; keys and values stay.
+        let mut other = x.clone();
+        for (t, x) in other.chunks_exact_mut(shape.width()).enumerate() {
+            if t % 3 == 1 {
+                x[..shape.heads * shape.d].iter_mut().for_each(|x| *x = 7.0 - 30.0 * *x);
+            }
+        }
+        for arithmetic in [Arithmetic::Reproducible, Arithmetic::Fast] {
+            for window in [None, Some(45), Some(100)] {
+                let [a, b] = [&x, &other].map(|x| {
+                    let mut cache = shape.cache(tokens);
+                    let mut queries = shape.queries_with(tokens, Isa::best(), arithmetic);
+                    rope_hadamard_quantize(x, &rope, 0, &mut queries, &mut cache).unwrap();
+                    run(&queries, &cache, window)
+                });
+                let width = shape.heads * shape.d;
+                for (t, (a, b)) in a.chunks_exact(width).zip(b.chunks_exact(width)).enumerate() {
+                    assert_eq!(
+                        a == b,
+                        t % 3 != 1 || t == 0 || window == Some(1),
+                        "{shape:?} {arithmetic:?} {window:?} {t}"
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -304,16 +388,18 @@ fn a_token_that_is_not_finite_reaches_only_what_sees_it() {
     let tokens = 40;
     let rope = shape.rope(tokens);
     let clean = rows(tokens, shape.width(), 4);
-    let result = |x: &[f32]| {
-        let (mut cache, mut queries) = (shape.cache(tokens), shape.queries(tokens, Isa::best()));
+    let result = |x: &[f32], arithmetic: Arithmetic| {
+        let (mut cache, mut queries) = (shape.cache(tokens), shape.queries_with(tokens, Isa::best(), arithmetic));
         rope_hadamard_quantize(x, &rope, 0, &mut queries, &mut cache).unwrap();
         run(&queries, &cache, Some(10))
     };
-    let want = result(&clean);
-    for (channel, bad) in [(3, f32::NAN), (2 * 64 + 3, f32::INFINITY), (3 * 64 + 3, f32::NAN)] {
+    let bad = [(3, f32::NAN), (2 * 64 + 3, f32::INFINITY), (3 * 64 + 3, f32::NAN)];
+    let both = [Arithmetic::Reproducible, Arithmetic::Fast];
+    for (arithmetic, (channel, bad)) in both.into_iter().flat_map(|arithmetic| bad.map(|bad| (arithmetic, bad))) {
+        let want = result(&clean, arithmetic);
         let mut x = clean.clone();
         x[20 * shape.width() + channel] = bad;
-        let got = result(&x);
+        let got = result(&x, arithmetic);
         for t in 0..tokens {
             for h in 0..2 {
                 let at = (t * 2 + h) * 64..(t * 2 + h + 1) * 64;

@@ -1,9 +1,16 @@
 use super::{KEYS, KeyStore, KvCache, QueryHeads, SharedMut, Sizes, ValueStore};
+#[cfg(target_arch = "x86_64")]
+use super::{Tiles, amx};
 use crate::kernels::cpu::lanes::{self, DotRows, Kernel, LANES, Lanes, MatMul};
 use crate::kernels::cpu::rope_hadamard_quantize::QueryStore;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::cpu::tile_registers;
 
 /// `2^-100`: weights below it are 0.
 const LEAST_WEIGHT: f32 = f32::from_bits(27 << 23);
+
+/// Keys at whose multiples a span begins.
+const STEP: usize = 2 * LANES;
 
 /// The scratch of one job.
 pub(super) struct Parts<'a> {
@@ -23,27 +30,38 @@ pub(super) struct Parts<'a> {
     largest: &'a mut [f32],
     /// `[rows]`: sum of the weights so far.
     total: &'a mut [f32],
+    /// `[rows, KEYS]`: weights as two bfloat16, where sums are tiles'.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86's"))]
+    split: &'a mut [f32],
 }
 
 impl<'a> Parts<'a> {
     /// Lengths in `f32`, in the order of the fields, each a whole number of cache lines.
-    pub(super) fn lengths(sizes: Sizes) -> [usize; 8] {
+    pub(super) fn lengths(sizes: Sizes) -> [usize; 9] {
         let rows = sizes.rows;
+        // Tiles store whole ones of rows.
+        let (sum_rows, split) = if sizes.tiles.sums {
+            (rows.next_multiple_of(LANES), rows.next_multiple_of(LANES) * KEYS)
+        } else {
+            (rows, 0)
+        };
         let value_dim = sizes.layout.value_dim();
-        [rows * KEYS, rows * value_dim, KEYS * value_dim, KEYS * sizes.layout.key_dim / 4, KEYS, KEYS, rows, rows]
+        let keys = KEYS * sizes.layout.key_dim / 4;
+        [rows * KEYS, sum_rows * value_dim, KEYS * value_dim, keys, KEYS, KEYS, rows, rows, split]
             .map(|len| len.next_multiple_of(LANES))
     }
 
     fn new(sizes: Sizes, scratch: &'a mut [f32]) -> Self {
-        let [a, b, c, d, e, f, g, _] = Self::lengths(sizes);
+        let [a, b, c, d, e, f, g, h, _] = Self::lengths(sizes);
         let (scores, rest) = scratch.split_at_mut(a);
         let (sums, rest) = rest.split_at_mut(b);
         let (values, rest) = rest.split_at_mut(c);
         let (keys, rest) = rest.split_at_mut(d);
         let (zero, rest) = rest.split_at_mut(e);
         let (centre, rest) = rest.split_at_mut(f);
-        let (largest, total) = rest.split_at_mut(g);
-        Self { scores, sums, values, keys: bytemuck::cast_slice_mut(keys), zero, centre, largest, total }
+        let (largest, rest) = rest.split_at_mut(g);
+        let (total, split) = rest.split_at_mut(h);
+        Self { scores, sums, values, keys: bytemuck::cast_slice_mut(keys), zero, centre, largest, total, split }
     }
 }
 
@@ -60,7 +78,7 @@ pub(super) struct Tile<'a> {
     pub(super) scratch: &'a mut [f32],
 }
 
-/// Some keys, `start..end`; `start` is a multiple of 16.
+/// Some keys, `start..end`; `start` is a multiple of [`STEP`].
 #[derive(Clone, Copy)]
 struct Span {
     start: usize,
@@ -78,6 +96,13 @@ impl Kernel for Tile<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(mut self, l: L) {
+        #[cfg(target_arch = "x86_64")]
+        let tiles = self.sizes.tiles != Tiles::default();
+        #[cfg(target_arch = "x86_64")]
+        if tiles {
+            // SAFETY: tiles are planned where this process may use them; what is configured is released below.
+            unsafe { tile_registers::configure() };
+        }
         let mut parts = Parts::new(self.sizes, std::mem::take(&mut self.scratch));
         let rows = (self.last - self.first) * self.sizes.group;
         parts.sums[..rows * self.sizes.layout.value_dim()].fill(0.0);
@@ -86,13 +111,19 @@ impl Kernel for Tile<'_> {
         let position = self.cache.len() - self.queries.tokens + self.first;
         let seen = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let end = self.cache.len() - self.queries.tokens + self.last;
-        let mut start = seen / LANES * LANES;
+        // At the same places whatever the first query is: where steps of a sum begin is part of its bits.
+        let mut start = seen / STEP * STEP;
         while start < end {
             let span = Span { start, end: end.min((start / KEYS + 1) * KEYS) };
             self.score(l, &mut parts, rows, span);
             self.weigh(l, &mut parts, rows, span, position);
             self.sum(l, &mut parts, rows, span);
             start = span.end;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if tiles {
+            // SAFETY: configured above.
+            unsafe { tile_registers::release() };
         }
         self.write(&parts);
     }
@@ -151,7 +182,11 @@ impl Tile<'_> {
                 };
                 // SAFETY: the queries hold `rows` rows from `row` on, the keys `blocks` blocks, and `scores` `rows` rows
                 // of `KEYS >= 16 blocks` values.
-                unsafe { dots.run(l) };
+                unsafe {
+                    #[cfg(target_arch = "x86_64")]
+                    let dots = if self.sizes.tiles.scores { dots.skip(amx::dots(&dots)) } else { dots };
+                    dots.run(l);
+                }
             }
             (QueryStore::Float(q), KeyStore::Float(keys)) => {
                 let product = MatMul {
@@ -259,6 +294,32 @@ impl Tile<'_> {
             ValueStore::Codes { affine, codes, zero_point, .. } => {
                 let size = layout.value_row(affine.bits);
                 let codes = &codes.as_slice()[value * size..(value + count) * size];
+                #[cfg(target_arch = "x86_64")]
+                if self.sizes.tiles.sums {
+                    let zero_point = &zero_point.as_slice()[value..value + count];
+                    let nibbles = affine.bits <= 4;
+                    let values = amx::Values { codes, row: size, zero_point, nibbles };
+                    let weighted = amx::Weighted {
+                        weights: parts.scores.as_ptr(),
+                        stride: KEYS,
+                        rows,
+                        keys: span.blocks() * LANES,
+                        split: parts.split.as_mut_ptr().cast(),
+                        value_dim,
+                        sums: parts.sums.as_mut_ptr(),
+                    };
+                    // SAFETY: these sums are planned where the machine has AMX-BF16 alone, and `run` has configured the
+                    // tiles; `values` has room for `KEYS` rows of `f32`, `split` and `sums` for whole tiles of rows.
+                    unsafe {
+                        if rows <= amx::FEW {
+                            weighted.run_few(&values);
+                        } else {
+                            values.pack(parts.values.as_mut_ptr().cast());
+                            weighted.run(parts.values.as_ptr().cast());
+                        }
+                    }
+                    return;
+                }
                 for (i, (codes, out)) in
                     codes.chunks_exact(size).zip(parts.values.chunks_exact_mut(value_dim)).enumerate()
                 {

@@ -171,6 +171,20 @@ pub(in crate::kernels::cpu) struct DotRows {
 }
 
 impl DotRows {
+    /// The same without the first `rows` rows.
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::kernels::cpu) fn skip(self, rows: usize) -> Self {
+        Self {
+            q: self.q.wrapping_add(rows * 4 * self.groups),
+            rows: self.rows - rows,
+            query_sum: self.query_sum.wrapping_add(rows),
+            query_zero: self.query_zero.wrapping_add(rows),
+            query_scale: self.query_scale.wrapping_add(rows),
+            y: self.y.wrapping_add(rows * self.y_stride),
+            ..self
+        }
+    }
+
     /// Computes it.
     ///
     /// # Safety

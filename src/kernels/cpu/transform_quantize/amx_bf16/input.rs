@@ -3,6 +3,7 @@
 use super::super::TransformQuantize;
 use super::columns::{OCTET, Shape, side_by_side, transpose_octet, two_halves};
 use crate::kernels::cpu::lanes::{self, Avx512, Lanes};
+use crate::kernels::cpu::split_bf16::default_nan;
 use std::arch::x86_64::*;
 
 /// A source of columns.
@@ -256,12 +257,4 @@ impl Operands for SiluMul<'_> {
             l.mul(lanes::silu(l, gate), up)
         }
     }
-}
-
-/// The default NaN for every NaN, and every number as it is.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn default_nan(x: __m512) -> __m512 {
-    // A digit for each class of numbers, quiet and signalling NaN last: 3 is the default NaN, 1 the number itself.
-    _mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x1111_1133))
 }

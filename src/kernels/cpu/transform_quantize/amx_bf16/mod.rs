@@ -18,7 +18,6 @@ mod codes;
 mod columns;
 mod input;
 mod product;
-mod split;
 mod steps;
 
 #[cfg(test)]

@@ -29,3 +29,11 @@ pub(super) fn split_pairs(a: __m512, b: __m512) -> (__m512i, __m512i) {
     let low = _mm512_ternarylogic_epi32::<0xca>(mask, b_low, _mm512_srli_epi32::<16>(a_low));
     (high, low)
 }
+
+/// The default NaN for every NaN, and every number as it is.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn default_nan(x: __m512) -> __m512 {
+    // A digit for each class of numbers, quiet and signalling NaN last: 3 is the default NaN, 1 the number itself.
+    _mm512_fixupimm_ps::<0>(x, x, _mm512_set1_epi32(0x1111_1133))
+}
