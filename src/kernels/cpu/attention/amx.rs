@@ -6,7 +6,8 @@
 //! within `2^-16` of `w v`. Every output is one chain in the order of the keys, to which keys that a query does not see add
 //! zeros: its bits do not depend on the queries beside it.
 
-use crate::kernels::cpu::lanes::{Avx512, DotRows, LANES, Lanes};
+use super::STEP;
+use crate::kernels::cpu::lanes::{Avx512, DotRows, LANES};
 use crate::kernels::cpu::split_bf16::{default_nan, split_pairs};
 use crate::kernels::cpu::tile_registers::TILE;
 use crate::kernels::cpu::tiles::Line;
@@ -14,9 +15,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Rows of a tile.
-pub(super) const ROWS: usize = 16;
-/// Keys of a step of the second product: two to a word.
-pub(super) const DEPTH: usize = 2 * LANES;
+const TILE_ROWS: usize = 16;
 /// Codes of a row of a tile.
 const CODES: usize = 64;
 
@@ -26,8 +25,8 @@ const CODES: usize = 64;
 /// As [`DotRows::run`]; the tiles are configured, and `4 groups` is a multiple of 64.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn dots(p: &DotRows) -> usize {
-    let rows = p.rows / ROWS * ROWS;
-    let mut sums = Line([0_i32; 2 * 2 * ROWS * LANES]);
+    let rows = p.rows / TILE_ROWS * TILE_ROWS;
+    let mut sums = Line([0_i32; 2 * 2 * TILE_ROWS * LANES]);
     let sums = sums.0.as_mut_ptr();
     let mut before: Option<(usize, usize, *const i32)> = None;
     let mut turn = 0;
@@ -35,10 +34,10 @@ pub(super) unsafe fn dots(p: &DotRows) -> usize {
     unsafe {
         for block in (0..p.blocks).step_by(2) {
             let two = block + 1 < p.blocks;
-            for row in (0..rows).step_by(ROWS) {
+            for row in (0..rows).step_by(TILE_ROWS) {
                 let q = p.q.cast::<u8>().add(row * 4 * p.groups);
                 let keys = p.keys.add(block * p.groups * CODES);
-                let out = sums.add(turn * 2 * ROWS * LANES);
+                let out = sums.add(turn * 2 * TILE_ROWS * LANES);
                 turn = 1 - turn;
                 multiply_codes(q, 4 * p.groups, keys, two, out);
                 // The sums of the tiles before are within reach while these are multiplied.
@@ -89,7 +88,7 @@ unsafe fn multiply_codes(q: *const u8, dim: usize, keys: *const u8, two: bool, o
     }
 }
 
-/// What [`DotRows`] makes of the sums of 16 queries by up to two blocks of keys, operation for operation.
+/// The scores of 16 queries against up to two blocks of keys from their sums.
 ///
 /// # Safety
 /// As [`DotRows::run`], and the sums are there.
@@ -100,18 +99,11 @@ unsafe fn scores(p: &DotRows, first: usize, block: usize, sums: *const i32) {
     unsafe {
         let l = Avx512::new();
         for v in 0..(p.blocks - block).min(2) {
-            let at = (block + v) * LANES;
-            let zero = l.load_at(p.key_zero.add(at));
-            let centre = l.load_at(p.key_centre.add(at));
-            let key_scale = l.load_at(p.key_scale.add(at));
-            for r in 0..ROWS {
-                let row = first + r;
-                let sum = _mm512_load_si512(sums.add((v * ROWS + r) * LANES).cast());
-                let x = l.fnma(zero, l.splat(*p.query_sum.add(row)), _mm512_cvtepi32_ps(sum));
-                let x = l.fnma(centre, l.splat(*p.query_zero.add(row)), x);
-                let x = l.mul(l.mul(x, l.splat(*p.query_scale.add(row) * p.factor)), key_scale);
-                l.store_at(x, p.y.add(row * p.y_stride + at));
+            let mut dots = [_mm512_setzero_ps(); TILE_ROWS];
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add((v * TILE_ROWS + r) * LANES).cast()));
             }
+            p.finish(l, first, block + v, &dots);
         }
     }
 }
@@ -132,7 +124,7 @@ pub(super) struct Values<'a> {
 impl Values<'_> {
     /// Keys in whole steps.
     fn steps(&self) -> usize {
-        self.zero_point.len().div_ceil(DEPTH)
+        self.zero_point.len().div_ceil(STEP)
     }
 
     /// Brings them into `tiles`; keys that are not there are 0.
@@ -145,7 +137,7 @@ impl Values<'_> {
         let (steps, chunks) = (self.steps(), self.row / LANES);
         for step in 0..steps {
             for pair in 0..LANES {
-                let (a, b) = (step * DEPTH + pair, step * DEPTH + LANES + pair);
+                let (a, b) = (step * STEP + pair, step * STEP + LANES + pair);
                 for chunk in 0..chunks {
                     let [mut first, mut second] = [[_mm512_setzero_ps(); 2]; 2];
                     // SAFETY: by the caller's promise: chunks are tiles of columns.
@@ -187,9 +179,7 @@ impl Values<'_> {
             [_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero)), _mm512_setzero_ps()]
         }
     }
-}
 
-impl Values<'_> {
     /// Adds the values of a step of keys from `first` on, weighted, to two vectors of `sums`: those of a chunk of packed codes,
     /// or of two chunks of wide ones.
     ///
@@ -199,12 +189,12 @@ impl Values<'_> {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn chains<const NIBBLES: bool>(
         &self,
-        weights: &[[f32; DEPTH]; 2],
+        weights: &[[f32; STEP]; 2],
         first: usize,
         chunk: usize,
         sums: *mut f32,
     ) {
-        let keys = DEPTH.min(self.zero_point.len() - first);
+        let keys = STEP.min(self.zero_point.len() - first);
         // `[first or second keys][high, low][vector]`.
         let mut chains = [[[_mm512_setzero_ps(); 2]; 2]; 2];
         for (half, chains) in chains.iter_mut().enumerate() {
@@ -277,8 +267,8 @@ impl Weighted {
     /// The machine has AMX-BF16, the tiles are configured, and the operands are as the fields say.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(super) unsafe fn run(&self, values: *const u8) {
-        let steps = self.keys.div_ceil(DEPTH);
-        let tiles = self.rows.div_ceil(ROWS);
+        let steps = self.keys.div_ceil(STEP);
+        let tiles = self.rows.div_ceil(TILE_ROWS);
         // SAFETY: tiles of rows, steps and columns stay below their counts.
         unsafe {
             for row in 0..self.rows {
@@ -289,7 +279,7 @@ impl Weighted {
                 let a = self.split.add(tile * steps * 2 * TILE);
                 for column in (0..self.value_dim / LANES).step_by(2) {
                     let b = values.add(column * steps * TILE);
-                    let c = self.sums.add(tile * ROWS * self.value_dim + column * LANES);
+                    let c = self.sums.add(tile * TILE_ROWS * self.value_dim + column * LANES);
                     self.multiply(a, b, c, steps, two);
                 }
             }
@@ -306,7 +296,7 @@ impl Weighted {
     pub(super) unsafe fn run_few(&self, values: &Values<'_>) {
         let chunks = values.row / LANES;
         for row in 0..self.rows {
-            for first in (0..values.zero_point.len()).step_by(DEPTH) {
+            for first in (0..values.zero_point.len()).step_by(STEP) {
                 // SAFETY: rows, keys and columns stay below their counts.
                 unsafe {
                     let weights = self.split_step(row, first);
@@ -331,8 +321,8 @@ impl Weighted {
     /// As [`Self::run_few`].
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn split_step(&self, row: usize, first: usize) -> [[f32; DEPTH]; 2] {
-        let mut out = [[0.0; DEPTH]; 2];
+    unsafe fn split_step(&self, row: usize, first: usize) -> [[f32; STEP]; 2] {
+        let mut out = [[0.0; STEP]; 2];
         // SAFETY: by the caller's promise.
         unsafe {
             let weights = self.weights.add(row * self.stride + first);
@@ -359,11 +349,11 @@ impl Weighted {
     unsafe fn split_row(&self, row: usize, steps: usize) {
         // SAFETY: by the caller's promise.
         unsafe {
-            let out = self.split.add(row / ROWS * steps * 2 * TILE + row % ROWS * CODES);
+            let out = self.split.add(row / TILE_ROWS * steps * 2 * TILE + row % TILE_ROWS * CODES);
             for step in 0..steps {
-                let weights = self.weights.add(row * self.stride + step * DEPTH);
+                let weights = self.weights.add(row * self.stride + step * STEP);
                 let a = default_nan(_mm512_loadu_ps(weights));
-                let there = step * DEPTH + LANES < self.keys;
+                let there = step * STEP + LANES < self.keys;
                 let b = if there { default_nan(_mm512_loadu_ps(weights.add(LANES))) } else { _mm512_setzero_ps() };
                 let (high, low) = split_pairs(a, b);
                 _mm512_store_si512(out.add(step * 2 * TILE).cast(), high);
@@ -380,7 +370,7 @@ impl Weighted {
     #[inline(always)]
     unsafe fn multiply(&self, a: *const u8, b: *const u8, c: *mut f32, steps: usize, two: bool) {
         let (line, stride) = (CODES, self.value_dim * size_of::<f32>());
-        let below = c.wrapping_add(ROWS * self.value_dim);
+        let below = c.wrapping_add(TILE_ROWS * self.value_dim);
         // SAFETY: by the caller's promise.
         unsafe {
             asm!(

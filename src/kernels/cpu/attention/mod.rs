@@ -8,6 +8,7 @@ mod tile;
 mod tests;
 
 use super::kv_cache::{HeadLayout, KeyStore, KvCache, ValueStore};
+use super::lanes::LANES;
 use super::rope_hadamard_quantize::{QueryHeads, Tiles, check_match};
 use super::tiles::{self, SharedMut};
 use crate::kernels::Error;
@@ -16,6 +17,8 @@ use tile::{Parts, Tile};
 
 /// Keys of a tile.
 const KEYS: usize = 128;
+/// Keys of a step of a sum on tiles, two to a word; tiles begin at a multiple of it.
+const STEP: usize = 2 * LANES;
 /// Rows (queries x heads of a group) of a tile.
 const ROWS: usize = 96;
 /// Multiply-adds below which everything stays on the calling thread.

@@ -1,4 +1,4 @@
-use super::{KEYS, KeyStore, KvCache, QueryHeads, SharedMut, Sizes, ValueStore};
+use super::{KEYS, KeyStore, KvCache, QueryHeads, STEP, SharedMut, Sizes, ValueStore};
 #[cfg(target_arch = "x86_64")]
 use super::{Tiles, amx};
 use crate::kernels::cpu::lanes::{self, DotRows, Kernel, LANES, Lanes, MatMul};
@@ -8,9 +8,6 @@ use crate::kernels::cpu::tile_registers;
 
 /// `2^-100`: weights below it are 0.
 const LEAST_WEIGHT: f32 = f32::from_bits(27 << 23);
-
-/// Keys at whose multiples a span begins.
-const STEP: usize = 2 * LANES;
 
 /// The scratch of one job.
 pub(super) struct Parts<'a> {

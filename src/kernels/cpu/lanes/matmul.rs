@@ -193,6 +193,27 @@ impl DotRows {
     pub(in crate::kernels::cpu) unsafe fn run<L: Lanes>(self, l: L) {
         l.call(Checked(self));
     }
+
+    /// Scores of some rows from `first` on against a block of keys, from their integer dot products.
+    ///
+    /// # Safety
+    /// As [`Self::run`], and the rows and the block are there.
+    #[inline(always)]
+    pub(in crate::kernels::cpu) unsafe fn finish<L: Lanes>(&self, l: L, first: usize, block: usize, dots: &[L::F]) {
+        let at = block * LANES;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let zero = l.load_at(self.key_zero.add(at));
+            let centre = l.load_at(self.key_centre.add(at));
+            let key_scale = l.load_at(self.key_scale.add(at));
+            for (row, &dot) in (first..).zip(dots) {
+                let x = l.fnma(zero, l.splat(*self.query_sum.add(row)), dot);
+                let x = l.fnma(centre, l.splat(*self.query_zero.add(row)), x);
+                let x = l.mul(l.mul(x, l.splat(*self.query_scale.add(row) * self.factor)), key_scale);
+                l.store_at(x, self.y.add(row * self.y_stride + at));
+            }
+        }
+    }
 }
 
 impl Kernel for Checked<DotRows> {
@@ -271,17 +292,11 @@ unsafe fn dot_block<L: Lanes, const MR: usize, const NV: usize, const WIDE: bool
             }
         }
         for v in 0..NV {
-            let at = (block + v) * LANES;
-            let zero = l.load_at(p.key_zero.add(at));
-            let centre = l.load_at(p.key_centre.add(at));
-            let key_scale = l.load_at(p.key_scale.add(at));
-            for r in 0..MR {
-                let row = first + r;
-                let x = l.fnma(zero, l.splat(*p.query_sum.add(row)), l.to_float(acc[r][v]));
-                let x = l.fnma(centre, l.splat(*p.query_zero.add(row)), x);
-                let x = l.mul(l.mul(x, l.splat(*p.query_scale.add(row) * p.factor)), key_scale);
-                l.store_at(x, p.y.add(row * p.y_stride + at));
+            let mut dots = [l.splat(0.0); MR];
+            for (dot, acc) in dots.iter_mut().zip(&acc) {
+                *dot = l.to_float(acc[v]);
             }
+            p.finish(l, first, block + v, &dots);
         }
     }
 }
