@@ -1,5 +1,6 @@
-use super::aligned::Aligned;
+use super::aligned::{Aligned, LINE};
 use super::lanes::LANES;
+use super::prefetch::prefetch_line;
 use super::tiles::SharedMut;
 use crate::kernels::{Affine, Error};
 
@@ -335,6 +336,27 @@ pub(super) enum ValueWriter<'a> {
 }
 
 impl Writer<'_> {
+    /// Has the quantized parts that a token of a head is about to be written to brought near: a key of packed codes alone lies
+    /// in as many cache lines as it has groups of eight channels.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, head: usize, slot: usize) {
+        let at = head * self.slots + slot;
+        if let KeyWriter::Codes { affine, codes, scale, zero_point, sum } = &self.key {
+            let block = self.layout.key_block(affine.bits);
+            for line in (0..block).step_by(LINE) {
+                prefetch_line(codes.address(at / LANES * block + line));
+            }
+            prefetch_line(scale.address(at));
+            prefetch_line(zero_point.address(at));
+            prefetch_line(sum.address(at));
+        }
+        if let ValueWriter::Codes { affine, codes, scale, zero_point } = &self.value {
+            prefetch_line(codes.address(at * self.layout.value_row(affine.bits)));
+            prefetch_line(scale.address(at));
+            prefetch_line(zero_point.address(at));
+        }
+    }
+
     /// Writes a quantized key: `codes` `[key_dim]`, padded with 0.
     ///
     /// # Safety

@@ -8,11 +8,10 @@ mod gemm_w4a4;
 mod isa;
 mod kv_cache;
 mod lanes;
+mod prefetch;
 mod rms_norm;
 mod rope;
 mod rope_hadamard_quantize;
-#[cfg(target_arch = "x86_64")]
-mod split_bf16;
 #[cfg(target_arch = "x86_64")]
 mod tile_registers;
 mod tiles;

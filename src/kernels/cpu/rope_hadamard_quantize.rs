@@ -30,29 +30,8 @@ pub struct QueryHeads {
     pub(super) layout: HeadLayout,
     pub(super) tokens: usize,
     pub(super) level: Level,
-    pub(super) tiles: Tiles,
+    pub(super) arithmetic: Arithmetic,
     pub(super) store: QueryStore,
-}
-
-/// Which of the products of [`super::attention`] run on AMX tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tiles are x86's"))]
-pub(super) struct Tiles {
-    /// Scores of codes, exact and so for every [`Arithmetic`].
-    pub(super) scores: bool,
-    /// Sums of quantized values.
-    pub(super) sums: bool,
-}
-
-impl Tiles {
-    fn new(isa: Isa, arithmetic: Arithmetic, key_dim: usize) -> Self {
-        let amx = isa == Isa::Amx;
-        #[cfg(target_arch = "x86_64")]
-        let bf16 = super::isa::amx_bf16();
-        #[cfg(not(target_arch = "x86_64"))]
-        let bf16 = false;
-        Self { scores: amx && key_dim.is_multiple_of(64), sums: amx && bf16 && arithmetic == Arithmetic::Fast }
-    }
 }
 
 /// `[kv_head][token][head of the group]` rows.
@@ -108,8 +87,7 @@ impl QueryHeads {
             }
             None => QueryStore::Float(Aligned::new(rows * layout.head_dim)),
         };
-        let tiles = Tiles::new(isa, arithmetic, layout.key_dim);
-        Ok(Self { desc: *desc, layout, tokens: 0, level, tiles, store })
+        Ok(Self { desc: *desc, layout, tokens: 0, level, arithmetic, store })
     }
 
     /// What it was made for.
@@ -118,19 +96,25 @@ impl QueryHeads {
         &self.desc
     }
 
-    /// What [`super::attention`] runs on these queries and values of `value`, for logs: the instruction set, and which of its
-    /// products are on tiles where there are several queries.
+    /// Whether scores are products of tiles; `4 groups` codes make a key.
+    pub(super) fn tiled_scores(&self) -> bool {
+        self.level.isa() == Isa::Amx && self.layout.key_dim.is_multiple_of(64)
+    }
+
+    /// What [`super::attention`] runs on these queries and values of `value`, for logs: what multiplies queries and keys, and
+    /// weights and values.
     #[must_use]
-    pub fn attention_kernel(&self, value: Option<Affine>) -> &'static str {
-        let scores = self.tiles.scores && self.desc.key.is_some();
-        let sums = self.tiles.sums && value.is_some();
-        match (self.level.isa(), scores, sums) {
-            (Isa::Amx, true, true) => "amx tdpbsud scores, tdpbf16ps sums",
-            (Isa::Amx, true, false) => "amx tdpbsud scores, avx512 sums",
-            (Isa::Amx, false, true) => "avx512 scores, amx tdpbf16ps sums",
-            (Isa::Amx, false, false) => Isa::Avx512Vnni.name(),
-            (isa, ..) => isa.name(),
-        }
+    pub fn attention_kernel(&self, value: Option<Affine>) -> String {
+        let isa = self.level.isa();
+        let integers = if isa == Isa::Amx { "amx tdpbsud" } else { isa.name() };
+        let floats = format!("{} f32", if isa == Isa::Amx { Isa::Avx512Vnni.name() } else { isa.name() });
+        let scores = match self.desc.key {
+            Some(_) if isa == Isa::Amx && !self.tiled_scores() => Isa::Avx512Vnni.name(),
+            Some(_) => integers,
+            None => &floats,
+        };
+        let sums = if value.is_some() && self.arithmetic == Arithmetic::Fast { integers } else { &floats };
+        format!("{scores} scores, {sums} sums")
     }
 
     /// Tokens that it holds.
@@ -312,6 +296,10 @@ impl Kernel for Tile<'_> {
                 let values = &mut values[..d];
                 if h < call.heads + call.kv_heads {
                     rotate(l, x, cos, sin, values);
+                }
+                if t == self.first && h < call.heads && h.is_multiple_of(group) {
+                    // By the time the queries are through, what the keys and values go to is there.
+                    call.cache.prefetch(h / group, slot);
                 }
                 // SAFETY of the writes: token `t` of each head belongs to this tile alone.
                 if h < call.heads {

@@ -72,6 +72,11 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
+    /// Where element `at` lies, were it there.
+    pub(super) fn address(&self, at: usize) -> *const T {
+        self.start.wrapping_add(at)
+    }
+
     /// `len` elements from `start` on.
     ///
     /// # Safety

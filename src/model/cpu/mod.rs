@@ -106,15 +106,15 @@ impl Model {
             Operation::Prologue(name) => group(name).map_or_else(String::new, |group| group.prologue_kernel()),
             Operation::Gemm(name) => group(name).map_or_else(String::new, |group| group.kernel(tokens).to_owned()),
             Operation::RopeHadamardQuantize => self.isa.name().to_owned(),
-            Operation::Attention => self.attention_kernel().to_owned(),
+            Operation::Attention => self.attention_kernel(),
         }
     }
 
-    fn attention_kernel(&self) -> &'static str {
+    fn attention_kernel(&self) -> String {
         let Config { heads, kv_heads, head_dim, .. } = self.config;
         let desc = QueryHeadsDesc { heads, kv_heads, head_dim, tokens_max: 1, key: self.kv.key };
         let queries = QueryHeads::new_with(&desc, self.isa, self.arithmetic);
-        queries.map_or(self.isa.name(), |queries| queries.attention_kernel(self.kv.value))
+        queries.map_or_else(|_| String::new(), |queries| queries.attention_kernel(self.kv.value))
     }
 
     pub(super) fn new_state(&self, desc: &StateDesc) -> Result<State, Error> {

@@ -2,23 +2,25 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod few;
+mod parts;
+mod products;
 mod tile;
+mod weights;
 
 #[cfg(test)]
 mod tests;
 
 use super::kv_cache::{HeadLayout, KeyStore, KvCache, ValueStore};
-use super::lanes::LANES;
-use super::rope_hadamard_quantize::{QueryHeads, Tiles, check_match};
+use super::rope_hadamard_quantize::{QueryHeads, check_match};
 use super::tiles::{self, SharedMut};
-use crate::kernels::Error;
 use crate::kernels::error::check_length;
-use tile::{Parts, Tile};
+use crate::kernels::{Arithmetic, Error};
+use parts::Parts;
+use tile::Tile;
 
 /// Keys of a tile.
 const KEYS: usize = 128;
-/// Keys of a step of a sum on tiles, two to a word; tiles begin at a multiple of it.
-const STEP: usize = 2 * LANES;
 /// Rows (queries x heads of a group) of a tile.
 const ROWS: usize = 96;
 /// Multiply-adds below which everything stays on the calling thread.
@@ -32,9 +34,10 @@ const INLINE_WORK: usize = 1 << 21;
 /// maximum grows) and its result is not quantized; the scales of quantized values are folded into it. The bits of a query's
 /// output depend on its key and value tokens alone up to the tile's rescaling: not on threads or the instruction set.
 ///
-/// With queries of [`Arithmetic::Fast`](crate::kernels::Arithmetic::Fast), on a machine with AMX-BF16, quantized values are
-/// summed up on tiles, each weight split into two bfloat16: every product `weight value` is within `2^-16` of itself. The
-/// bits are then those of that machine, and still depend on a query's tokens alone.
+/// With queries of [`Arithmetic::Fast`] the weights of quantized values become integers too, of 15 bits: in each tile a
+/// weight, times its value's scale, is within 1 / 65024 of the largest there. Their sums are exact; in half precision, the
+/// customary one, a weight is within 1 / 2048 of itself. The bits are others than those of [`Arithmetic::Reproducible`] and as
+/// independent of threads, of the queries beside a query and of the instruction set.
 ///
 /// A cached key or value of scale NaN makes the output of every query that sees it NaN. In an `f32` cache NaN or infinity
 /// may also reach the queries of the same tile that come before it.
@@ -100,7 +103,8 @@ struct Sizes {
     queries: usize,
     /// `queries * group`.
     rows: usize,
-    tiles: Tiles,
+    /// Whether weights of quantized values become integers.
+    codes: bool,
 }
 
 impl Sizes {
@@ -108,7 +112,8 @@ impl Sizes {
         let group = queries.desc.heads / queries.desc.kv_heads;
         // The number of queries depends on the shape alone, so that a decoder's workspace is as small as its call.
         let tile = (ROWS / group).clamp(1, queries.desc.tokens_max.max(1));
-        Self { layout: queries.layout, group, queries: tile, rows: tile * group, tiles: queries.tiles }
+        let codes = queries.arithmetic == Arithmetic::Fast;
+        Self { layout: queries.layout, group, queries: tile, rows: tile * group, codes }
     }
 
     /// Values of a job's scratch: see [`Parts`].

@@ -215,6 +215,19 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn store_signed_bytes(self, v: [Self::I; 4], out: &mut [i8; 64]) {
+        for (v, out) in v.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+            unsafe {
+                let [[a, b], [c, d]] = *v;
+                let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                // Packing works on halves: four bytes of each vector by turns.
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
+            }
+        }
+    }
+
+    #[inline(always)]
     fn widen(self, bytes: &[u8; 16]) -> Self::F {
         unsafe {
             let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
@@ -234,10 +247,36 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn split_nibbles(self, bytes: &[u8; 64], low: &mut [u8; 64], high: &mut [u8; 64]) {
-        for i in 0..64 {
-            low[i] = bytes[i] & 15;
-            high[i] = bytes[i] >> 4;
+    fn nibbles(self, v: Self::B) -> (Self::B, Self::B) {
+        let (mut low, mut high) = (v, v);
+        for i in 0..2 {
+            unsafe {
+                let mask = _mm256_set1_epi8(15);
+                low[i] = _mm256_and_si256(v[i], mask);
+                high[i] = _mm256_and_si256(_mm256_srli_epi16::<4>(v[i]), mask);
+            }
+        }
+        (low, high)
+    }
+
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::B {
+        unsafe {
+            let [a, b, c, d] = rows;
+            let (a, b) = (_mm_loadu_si128(a.as_ptr().cast()), _mm_loadu_si128(b.as_ptr().cast()));
+            let (c, d) = (_mm_loadu_si128(c.as_ptr().cast()), _mm_loadu_si128(d.as_ptr().cast()));
+            let (ab, cd) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
+            let low = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
+            let (ab, cd) = (_mm_unpackhi_epi8(a, b), _mm_unpackhi_epi8(c, d));
+            [low, _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd))]
+        }
+    }
+
+    #[inline(always)]
+    fn store_block(self, v: Self::B, out: &mut [u8; 64]) {
+        unsafe {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), v[1]);
         }
     }
 

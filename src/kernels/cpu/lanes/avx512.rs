@@ -175,6 +175,17 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn store_signed_bytes(self, v: [Self::I; 4], out: &mut [i8; 64]) {
+        unsafe {
+            let [a, b, c, d] = v;
+            let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            // Packing works on quarters: four bytes of each vector by turns.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
+        }
+    }
+
+    #[inline(always)]
     fn widen(self, bytes: &[u8; 16]) -> Self::F {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
@@ -189,13 +200,32 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn split_nibbles(self, bytes: &[u8; 64], low: &mut [u8; 64], high: &mut [u8; 64]) {
+    fn nibbles(self, v: Self::B) -> (Self::B, Self::B) {
         unsafe {
-            let (both, mask) = (_mm512_loadu_si512(bytes.as_ptr().cast()), _mm512_set1_epi8(15));
-            _mm512_storeu_si512(low.as_mut_ptr().cast(), _mm512_and_si512(both, mask));
-            let shifted = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-            _mm512_storeu_si512(high.as_mut_ptr().cast(), shifted);
+            let mask = _mm512_set1_epi8(15);
+            (_mm512_and_si512(v, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask))
         }
+    }
+
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::B {
+        unsafe {
+            let [a, b, c, d] = rows;
+            let both = _mm256_castsi128_si256(_mm_loadu_si128(a.as_ptr().cast()));
+            let both = _mm256_inserti128_si256::<1>(both, _mm_loadu_si128(b.as_ptr().cast()));
+            let v = _mm512_castsi256_si512(both);
+            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(c.as_ptr().cast()));
+            let v = _mm512_inserti32x4::<3>(v, _mm_loadu_si128(d.as_ptr().cast()));
+            // Four bytes of each row to 16, then in each 16 row by row to byte by byte.
+            let fours = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+            _mm512_shuffle_epi8(_mm512_permutexvar_epi32(fours, v), order)
+        }
+    }
+
+    #[inline(always)]
+    fn store_block(self, v: Self::B, out: &mut [u8; 64]) {
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
     }
 
     #[inline(always)]

@@ -136,114 +136,80 @@ unsafe fn block<L: Lanes, const MR: usize, const NV: usize>(l: L, p: &MatMul, fi
     }
 }
 
-/// Scores of quantized queries against quantized keys: exact integer dot products, then the asymmetric correction,
-///
-/// ```text
-/// y[r, t] = scale[r] key_scale[t] (sum_d q[r, d] k[t, d] - zk[t] sum_q[r] - zq[r] (sum_k[t] - D zk[t]))
-/// ```
-///
-/// Keys lie in blocks of 16 tokens: 4 codes of each of 16 tokens, then the next 4. All numbers in the parentheses are
-/// integers below 2^24, so `f32` holds them exactly.
+/// Exact integer products of signed rows with blocks of unsigned columns: `sum_k q[r, k] columns[k, n]`.
 #[derive(Clone, Copy)]
-pub(in crate::kernels::cpu) struct DotRows {
-    /// Signed codes, `[rows, 4 groups]`.
+pub(in crate::kernels::cpu) struct Dots {
+    /// Signed bytes, `[rows, 4 groups]`, rows `q_stride` apart.
     pub(in crate::kernels::cpu) q: *const i8,
+    pub(in crate::kernels::cpu) q_stride: usize,
+    /// Number of the first row.
+    pub(in crate::kernels::cpu) first: usize,
     pub(in crate::kernels::cpu) rows: usize,
-    /// Head dimension over 4.
+    /// Length of a product over 4.
     pub(in crate::kernels::cpu) groups: usize,
-    /// `[blocks, groups, 16, 4]`.
-    pub(in crate::kernels::cpu) keys: *const u8,
+    /// `[blocks, groups, 16, 4]`: 4 bytes of each of 16 columns, then the next 4.
+    pub(in crate::kernels::cpu) columns: *const u8,
     pub(in crate::kernels::cpu) blocks: usize,
-    /// Sum of the codes, zero point and scale of each query, `[rows]` each.
-    pub(in crate::kernels::cpu) query_sum: *const f32,
-    pub(in crate::kernels::cpu) query_zero: *const f32,
-    pub(in crate::kernels::cpu) query_scale: *const f32,
-    /// Factor on every scale, `1 / sqrt(D)`.
-    pub(in crate::kernels::cpu) factor: f32,
-    /// Zero point, `sum_k - D zk` and scale of each key, `[16 blocks]` each.
-    pub(in crate::kernels::cpu) key_zero: *const f32,
-    pub(in crate::kernels::cpu) key_centre: *const f32,
-    pub(in crate::kernels::cpu) key_scale: *const f32,
-    pub(in crate::kernels::cpu) y: *mut f32,
-    pub(in crate::kernels::cpu) y_stride: usize,
-    /// Whether codes of either side exceed 127 in magnitude.
+    /// Whether bytes of either side exceed 127 in magnitude.
     pub(in crate::kernels::cpu) wide: bool,
 }
 
-impl DotRows {
+/// What becomes of products.
+pub(in crate::kernels::cpu) trait Finish: Copy {
+    /// Takes those of some rows from `first` on with a block of columns.
+    ///
+    /// # Safety
+    /// The rows and the block are among those of the [`Dots`].
+    unsafe fn finish<L: Lanes>(self, l: L, first: usize, block: usize, dots: &[L::F]);
+}
+
+impl Dots {
     /// The same without the first `rows` rows.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::kernels::cpu) fn skip(self, rows: usize) -> Self {
-        Self {
-            q: self.q.wrapping_add(rows * 4 * self.groups),
-            rows: self.rows - rows,
-            query_sum: self.query_sum.wrapping_add(rows),
-            query_zero: self.query_zero.wrapping_add(rows),
-            query_scale: self.query_scale.wrapping_add(rows),
-            y: self.y.wrapping_add(rows * self.y_stride),
-            ..self
-        }
+        let q = self.q.wrapping_add(rows * self.q_stride);
+        Self { q, first: self.first + rows, rows: self.rows - rows, ..self }
     }
 
-    /// Computes it.
+    /// Computes them.
     ///
     /// # Safety
-    /// The operands can be read and `y` written as the fields say.
+    /// The operands can be read as the fields say, and `finish` takes what comes.
     #[inline(always)]
-    pub(in crate::kernels::cpu) unsafe fn run<L: Lanes>(self, l: L) {
-        l.call(Checked(self));
-    }
-
-    /// Scores of some rows from `first` on against a block of keys, from their integer dot products.
-    ///
-    /// # Safety
-    /// As [`Self::run`], and the rows and the block are there.
-    #[inline(always)]
-    pub(in crate::kernels::cpu) unsafe fn finish<L: Lanes>(&self, l: L, first: usize, block: usize, dots: &[L::F]) {
-        let at = block * LANES;
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let zero = l.load_at(self.key_zero.add(at));
-            let centre = l.load_at(self.key_centre.add(at));
-            let key_scale = l.load_at(self.key_scale.add(at));
-            for (row, &dot) in (first..).zip(dots) {
-                let x = l.fnma(zero, l.splat(*self.query_sum.add(row)), dot);
-                let x = l.fnma(centre, l.splat(*self.query_zero.add(row)), x);
-                let x = l.mul(l.mul(x, l.splat(*self.query_scale.add(row) * self.factor)), key_scale);
-                l.store_at(x, self.y.add(row * self.y_stride + at));
-            }
-        }
+    pub(in crate::kernels::cpu) unsafe fn run<L: Lanes, F: Finish>(self, l: L, finish: F) {
+        l.call(Checked((self, finish)));
     }
 }
 
-impl Kernel for Checked<DotRows> {
+impl<F: Finish> Kernel for Checked<(Dots, F)> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        // SAFETY: `DotRows::run` was promised that the operands are as the fields say.
+        let (p, finish) = self.0;
+        // SAFETY: `Dots::run` was promised that the operands are as the fields say.
         unsafe {
-            if self.0.wide {
-                dot_panels::<L, true>(l, self.0);
+            if p.wide {
+                dot_panels::<L, F, true>(l, p, finish);
             } else {
-                dot_panels::<L, false>(l, self.0);
+                dot_panels::<L, F, false>(l, p, finish);
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn dot_panels<L: Lanes, const WIDE: bool>(l: L, p: DotRows) {
+unsafe fn dot_panels<L: Lanes, F: Finish, const WIDE: bool>(l: L, p: Dots, finish: F) {
     let mut b = 0;
     // SAFETY: every panel lies inside the blocks of `p`.
     unsafe {
         while b < p.blocks {
             let strips = (p.blocks - b).min(L::STRIPS);
             match strips {
-                1 => dot_panel::<L, 1, WIDE>(l, &p, b),
-                2 => dot_panel::<L, 2, WIDE>(l, &p, b),
-                3 => dot_panel::<L, 3, WIDE>(l, &p, b),
-                _ => dot_panel::<L, 4, WIDE>(l, &p, b),
+                1 => dot_panel::<L, F, 1, WIDE>(l, &p, finish, b),
+                2 => dot_panel::<L, F, 2, WIDE>(l, &p, finish, b),
+                3 => dot_panel::<L, F, 3, WIDE>(l, &p, finish, b),
+                _ => dot_panel::<L, F, 4, WIDE>(l, &p, finish, b),
             }
             b += strips;
         }
@@ -251,42 +217,43 @@ unsafe fn dot_panels<L: Lanes, const WIDE: bool>(l: L, p: DotRows) {
 }
 
 #[inline(always)]
-unsafe fn dot_panel<L: Lanes, const NV: usize, const WIDE: bool>(l: L, p: &DotRows, b: usize) {
+unsafe fn dot_panel<L: Lanes, F: Finish, const NV: usize, const WIDE: bool>(l: L, p: &Dots, finish: F, b: usize) {
     let mut r = 0;
     // SAFETY: every block lies inside the rows of `p`.
     unsafe {
         while p.rows - r >= 6 {
-            dot_block::<L, 6, NV, WIDE>(l, p, r, b);
+            dot_block::<L, F, 6, NV, WIDE>(l, p, finish, r, b);
             r += 6;
         }
         match p.rows - r {
             0 => {}
-            1 => dot_block::<L, 1, NV, WIDE>(l, p, r, b),
-            2 => dot_block::<L, 2, NV, WIDE>(l, p, r, b),
-            3 => dot_block::<L, 3, NV, WIDE>(l, p, r, b),
-            4 => dot_block::<L, 4, NV, WIDE>(l, p, r, b),
-            _ => dot_block::<L, 5, NV, WIDE>(l, p, r, b),
+            1 => dot_block::<L, F, 1, NV, WIDE>(l, p, finish, r, b),
+            2 => dot_block::<L, F, 2, NV, WIDE>(l, p, finish, r, b),
+            3 => dot_block::<L, F, 3, NV, WIDE>(l, p, finish, r, b),
+            4 => dot_block::<L, F, 4, NV, WIDE>(l, p, finish, r, b),
+            _ => dot_block::<L, F, 5, NV, WIDE>(l, p, finish, r, b),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn dot_block<L: Lanes, const MR: usize, const NV: usize, const WIDE: bool>(
+unsafe fn dot_block<L: Lanes, F: Finish, const MR: usize, const NV: usize, const WIDE: bool>(
     l: L,
-    p: &DotRows,
-    first: usize,
+    p: &Dots,
+    finish: F,
+    row: usize,
     block: usize,
 ) {
     let mut acc = [[l.zero_int(); NV]; MR];
-    // SAFETY: rows `first..first + MR` and blocks `block..block + NV` are inside the operands.
+    // SAFETY: rows `row..row + MR` and blocks `block..block + NV` are inside the operands.
     unsafe {
-        let q = p.q.add(first * 4 * p.groups);
-        let keys = p.keys.add(block * p.groups * 64);
+        let q = p.q.add(row * p.q_stride);
+        let columns = p.columns.add(block * p.groups * 64);
         for g in 0..p.groups {
             for v in 0..NV {
-                let k = l.load_bytes_at(keys.add((v * p.groups + g) * 64));
+                let k = l.load_bytes_at(columns.add((v * p.groups + g) * 64));
                 for r in 0..MR {
-                    let q = q.add((r * p.groups + g) * 4).cast::<i32>().read_unaligned();
+                    let q = q.add(r * p.q_stride + g * 4).cast::<i32>().read_unaligned();
                     acc[r][v] = l.dot4::<WIDE>(acc[r][v], k, q);
                 }
             }
@@ -296,7 +263,7 @@ unsafe fn dot_block<L: Lanes, const MR: usize, const NV: usize, const WIDE: bool
             for (dot, acc) in dots.iter_mut().zip(&acc) {
                 *dot = l.to_float(acc[v]);
             }
-            p.finish(l, first, block + v, &dots);
+            finish.finish(l, p.first + row, block + v, &dots);
         }
     }
 }

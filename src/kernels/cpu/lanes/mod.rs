@@ -24,7 +24,7 @@ pub(in crate::kernels::cpu) use avx512::Avx512;
 pub(in crate::kernels::cpu) use math::{
     Row, exp, fake_quantize_row, hadamard, multiply, quantize_row, rms_factors, rms_norm, silu, silu_mul,
 };
-pub(in crate::kernels::cpu) use matmul::{DotRows, MatMul};
+pub(in crate::kernels::cpu) use matmul::{Dots, Finish, MatMul};
 
 /// Lanes in a vector.
 pub(in crate::kernels::cpu) const LANES: usize = 16;
@@ -127,12 +127,17 @@ pub(in crate::kernels::cpu) trait Lanes: Copy {
     fn sum_int(self, v: Self::I) -> i32;
     /// Lanes of 0..=255 as bytes.
     fn store_bytes(self, v: Self::I, out: &mut [u8; 16]);
+    /// Lanes of -128..=127 of four vectors as signed bytes.
+    fn store_signed_bytes(self, v: [Self::I; 4], out: &mut [i8; 64]);
     /// Bytes to lanes.
     fn widen(self, bytes: &[u8; 16]) -> Self::F;
     /// Low and high nibbles of bytes.
     fn widen_nibbles(self, bytes: &[u8; 16]) -> (Self::F, Self::F);
     /// Low and high nibbles of 64 bytes.
-    fn split_nibbles(self, bytes: &[u8; 64], low: &mut [u8; 64], high: &mut [u8; 64]);
+    fn nibbles(self, v: Self::B) -> (Self::B, Self::B);
+    /// Byte `i` of row `j` in byte `4 i + j`.
+    fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::B;
+    fn store_block(self, v: Self::B, out: &mut [u8; 64]);
     /// `acc[i] + sum_j a[4 i + j] b[j]` for unsigned bytes `a` and the four signed bytes `b`. Without `WIDE` both are at
     /// most 127 in magnitude.
     fn dot4<const WIDE: bool>(self, acc: Self::I, a: Self::B, b: i32) -> Self::I;

@@ -190,6 +190,13 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn store_signed_bytes(self, v: [Self::I; 4], out: &mut [i8; 64]) {
+        for (out, x) in out.iter_mut().zip(v.as_flattened()) {
+            *out = *x as i8;
+        }
+    }
+
+    #[inline(always)]
     fn widen(self, bytes: &[u8; 16]) -> Self::F {
         let mut out = [0.0; 16];
         for i in 0..16 {
@@ -209,11 +216,24 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn split_nibbles(self, bytes: &[u8; 64], low: &mut [u8; 64], high: &mut [u8; 64]) {
-        for i in 0..64 {
-            low[i] = bytes[i] & 15;
-            high[i] = bytes[i] >> 4;
+    fn nibbles(self, v: Self::B) -> (Self::B, Self::B) {
+        (v.map(|byte| byte & 15), v.map(|byte| byte >> 4))
+    }
+
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::B {
+        let mut out = [0; 64];
+        for i in 0..16 {
+            for j in 0..4 {
+                out[4 * i + j] = rows[j][i];
+            }
         }
+        out
+    }
+
+    #[inline(always)]
+    fn store_block(self, v: Self::B, out: &mut [u8; 64]) {
+        *out = v;
     }
 
     #[inline(always)]

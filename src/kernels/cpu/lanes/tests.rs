@@ -223,3 +223,28 @@ fn dot4_is_exact_at_its_extremes() {
         }
     }
 }
+
+#[test]
+fn bytes_go_where_they_belong() {
+    let bytes: [u8; 64] = std::array::from_fn(|i| (i * 37 + 5) as u8);
+    let signed: [f32; 64] = std::array::from_fn(|i| (i as f32 * 4.0 - 127.0).min(127.0));
+    for (isa, (low, high, mixed, narrow)) in each_isa!(|l| {
+        let (mut low, mut high, mut mixed, mut narrow) = ([0; 64], [0; 64], [0; 64], [0_i8; 64]);
+        // SAFETY: 64 bytes are there.
+        let (a, b) = l.nibbles(unsafe { l.load_bytes_at(bytes.as_ptr()) });
+        l.store_block(a, &mut low);
+        l.store_block(b, &mut high);
+        let rows = bytes.as_chunks::<16>().0;
+        l.store_block(l.interleave([&rows[0], &rows[1], &rows[2], &rows[3]]), &mut mixed);
+        let v = signed.as_chunks::<16>().0;
+        let v = [0, 1, 2, 3].map(|i: usize| l.to_int(l.load(&v[i])));
+        l.store_signed_bytes(v, &mut narrow);
+        (low, high, mixed, narrow)
+    }) {
+        for i in 0..64 {
+            assert_eq!((low[i], high[i]), (bytes[i] & 15, bytes[i] >> 4), "{isa:?} {i}");
+            assert_eq!(mixed[i], bytes[i % 4 * 16 + i / 4], "{isa:?} {i}");
+            assert_eq!(narrow[i], signed[i] as i8, "{isa:?} {i}");
+        }
+    }
+}

@@ -2,8 +2,8 @@
 
 use super::super::TransformQuantize;
 use super::columns::{OCTET, Shape, side_by_side, transpose_octet, two_halves};
+use super::split::default_nan;
 use crate::kernels::cpu::lanes::{self, Avx512, Lanes};
-use crate::kernels::cpu::split_bf16::default_nan;
 use std::arch::x86_64::*;
 
 /// A source of columns.

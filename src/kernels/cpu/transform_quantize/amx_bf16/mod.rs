@@ -18,6 +18,7 @@ mod codes;
 mod columns;
 mod input;
 mod product;
+mod split;
 mod steps;
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 
 use super::columns::{Extremes, OCTET};
 use super::input::Input;
+use super::split::{split, split_pairs};
 use super::steps::{DEPTH, SLOTS, Step, Strip, group_bytes};
-use crate::kernels::cpu::split_bf16::{split, split_pairs};
 use crate::kernels::cpu::tile_registers::TILE;
 use std::arch::x86_64::_mm512_store_si512;
 
