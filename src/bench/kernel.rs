@@ -30,6 +30,7 @@ pub fn ceilings_of(backend: &Backend) -> Result<Ceilings, Error> {
         Backend::Cpu(settings) => Ok(Ceilings {
             bytes_per_second: ceilings::bytes_per_second(settings.isa, READ)?,
             f32_per_second: ceilings::f32_per_second(settings.isa)?,
+            bf16_per_second: ceilings::bf16_per_second(settings.isa)?,
             integer_per_second: ceilings::integer_per_second(settings.isa)?,
         }),
         #[cfg(feature = "wgpu")]
@@ -38,6 +39,7 @@ pub fn ceilings_of(backend: &Backend) -> Result<Ceilings, Error> {
                 Ok(Ceilings {
                     bytes_per_second: wgpu::ceilings::bytes_per_second(gpu, (READ / 2) as u64)?,
                     f32_per_second: wgpu::ceilings::f32_per_second(gpu)?,
+                    bf16_per_second: None,
                     integer_per_second: wgpu::ceilings::integer_per_second(gpu)?,
                 })
             };
@@ -49,6 +51,7 @@ pub fn ceilings_of(backend: &Backend) -> Result<Ceilings, Error> {
                 Ok(Ceilings {
                     bytes_per_second: cuda::ceilings::bytes_per_second(device, READ as u64)?,
                     f32_per_second: cuda::ceilings::half_per_second(device, SIDE)?,
+                    bf16_per_second: None,
                     integer_per_second: cuda::ceilings::integer_per_second(device)?,
                 })
             };
@@ -160,9 +163,19 @@ fn measure(
         let KernelTime { name, variant, bytes, ops, .. } = kernel;
         let time = Times::of(&seconds, &watch);
         let rate = |amount: f64| if time.median_ms > 0.0 { amount * 1e3 / time.median_ms } else { 0.0 };
-        let integer = matches!(operation, Operation::Gemm(_)) && !work.method.is_float();
+        let cpu = matches!(backend, Backend::Cpu(_));
+        let arithmetic = match operation {
+            Operation::Gemm(_) if !work.method.is_float() => "integer",
+            Operation::Attention if cpu && !variant.contains("f32") => "integer",
+            Operation::Prologue(_) if variant.contains("amx-bf16") => "bf16",
+            _ => "f32",
+        };
         let shares = ceilings.map(|ceilings| {
-            let compute = if integer { ceilings.integer_per_second } else { ceilings.f32_per_second };
+            let compute = match arithmetic {
+                "integer" => ceilings.integer_per_second,
+                "bf16" => ceilings.bf16_per_second.unwrap_or(ceilings.f32_per_second),
+                _ => ceilings.f32_per_second,
+            };
             [rate(bytes) / ceilings.bytes_per_second.max(1.0), rate(ops) / compute.max(1.0)]
         });
         KernelPoint {
@@ -174,7 +187,7 @@ fn measure(
             device: machine.device.clone(),
             bytes,
             ops,
-            arithmetic: if integer { "integer" } else { "f32" }.into(),
+            arithmetic: arithmetic.into(),
             bytes_per_second: rate(bytes),
             ops_per_second: rate(ops),
             of_ceiling: shares.map(|[memory, compute]| memory.max(compute)),

@@ -110,6 +110,9 @@ pub struct Ceilings {
     /// Floating-point operations (2 a multiply-add) in a second, with single-precision sums: of single precision, on CUDA of half
     /// precision on tensor cores.
     pub f32_per_second: f64,
+    /// Operations on bfloat16 (2 a multiply-add) in a second where a CPU has tiles of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_per_second: Option<f64>,
     /// Integer operations (2 a multiply-add) of the kind that the GEMM uses in a second.
     pub integer_per_second: f64,
 }

@@ -60,7 +60,9 @@ fn plot(record: &Record, title: String, dots: Vec<Dot>) -> Option<Block> {
     });
     let usable = |value: f64| value.is_finite() && value > 0.0;
     let ceilings = record.ceilings.as_ref();
-    let ops = ceilings.map(|c| [("f32", c.f32_per_second), ("integer", c.integer_per_second)]);
+    let ops = ceilings.map(|c| {
+        [("f32", c.f32_per_second), ("bf16", c.bf16_per_second.unwrap_or(0.0)), ("integer", c.integer_per_second)]
+    });
     let ops = ops.into_iter().flatten().filter(|(_, value)| usable(*value)).map(|(name, value)| (name.into(), value));
     let drawing = Drawing::Roofline(Roofline {
         bytes_per_second: ceilings.map(|c| c.bytes_per_second).filter(|value| usable(*value)),

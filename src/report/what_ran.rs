@@ -65,10 +65,12 @@ pub(super) fn section(source: &Source, alone: bool) -> Section {
         facts.push(Fact::new(name, setting(value)));
     }
     if let Some(ceilings) = &record.ceilings {
+        let bf16 = ceilings.bf16_per_second.map(|bf16| format!("{}op/s in bfloat16, ", prefixed(bf16)));
         let text = format!(
-            "{}B/s from memory, {}op/s in floating point, {}op/s in integers",
+            "{}B/s from memory, {}op/s in floating point, {}{}op/s in integers",
             prefixed(ceilings.bytes_per_second),
             prefixed(ceilings.f32_per_second),
+            bf16.unwrap_or_default(),
             prefixed(ceilings.integer_per_second)
         );
         facts.push(Fact::new("most that was seen", text));

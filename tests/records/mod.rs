@@ -43,7 +43,12 @@ pub(crate) fn record(points: Points) -> Record {
             ("samples".into(), 11.into()),
             ("seed".into(), 0.into()),
         ]),
-        ceilings: Some(Ceilings { bytes_per_second: 21e9, f32_per_second: 0.21e12, integer_per_second: 5.4e12 }),
+        ceilings: Some(Ceilings {
+            bytes_per_second: 21e9,
+            f32_per_second: 0.21e12,
+            bf16_per_second: None,
+            integer_per_second: 5.4e12,
+        }),
         points,
         failures: vec![Failure {
             what: "decode, batch 64, fp32".into(),

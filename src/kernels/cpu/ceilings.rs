@@ -36,11 +36,27 @@ pub fn integer_per_second(isa: Isa) -> Result<f64, Error> {
         // 4 products of 16 by 64 by 16 a step.
         const TILES: usize = STEPS / 16;
         // SAFETY: `Level::new` has seen that AMX is granted.
-        return Ok(fastest((4 * 2 * 16 * 64 * 16 * TILES) as f64, || unsafe { multiply_tiles(TILES) }));
+        return Ok(fastest((4 * 2 * 16 * 64 * 16 * TILES) as f64, || unsafe { multiply_tiles::<false>(TILES) }));
     }
     Ok(fastest((2 * 4 * LANES * CHAINS * STEPS) as f64, || {
         black_box(level.run(Dot));
     }))
+}
+
+/// Operations a second on bfloat16 with single-precision sums, 2 a multiply-add, by tiles; `None` where there are none.
+///
+/// # Errors
+/// [`Error::Unsupported`] for an instruction set that this machine lacks.
+pub fn bf16_per_second(isa: Isa) -> Result<Option<f64>, Error> {
+    Level::new(isa)?;
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && super::isa::amx_bf16() {
+        // 4 products of 16 by 32 by 16 a step.
+        const TILES: usize = STEPS / 16;
+        // SAFETY: `Level::new` has seen that AMX is granted, and the machine has these products.
+        return Ok(Some(fastest((4 * 2 * 16 * 32 * 16 * TILES) as f64, || unsafe { multiply_tiles::<true>(TILES) })));
+    }
+    Ok(None)
 }
 
 /// Bytes read from memory a second; `bytes` is the size of what is read, which should exceed every cache by far.
@@ -132,25 +148,35 @@ impl Kernel for Read<'_> {
     }
 }
 
-/// `steps` times four products of tiles in registers.
+/// `steps` times four products of tiles in registers, of bfloat16 or of bytes.
 ///
 /// # Safety
-/// [`Isa::Amx`] is available.
+/// [`Isa::Amx`] is available, and products of bfloat16 are where they are asked for.
 #[cfg(target_arch = "x86_64")]
-unsafe fn multiply_tiles(steps: usize) {
+unsafe fn multiply_tiles<const BF16: bool>(steps: usize) {
     use super::tile_registers::{configure, release};
     // SAFETY: the caller's; the tiles are configured, and no memory is touched.
     unsafe {
         configure();
         std::arch::asm!("tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7", options(nostack, nomem));
         for _ in 0..steps {
-            std::arch::asm!(
-                "tdpbuud tmm0, tmm4, tmm6",
-                "tdpbuud tmm1, tmm4, tmm7",
-                "tdpbuud tmm2, tmm5, tmm6",
-                "tdpbuud tmm3, tmm5, tmm7",
-                options(nostack, nomem)
-            );
+            if BF16 {
+                std::arch::asm!(
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    options(nostack, nomem)
+                );
+            } else {
+                std::arch::asm!(
+                    "tdpbuud tmm0, tmm4, tmm6",
+                    "tdpbuud tmm1, tmm4, tmm7",
+                    "tdpbuud tmm2, tmm5, tmm6",
+                    "tdpbuud tmm3, tmm5, tmm7",
+                    options(nostack, nomem)
+                );
+            }
         }
         release();
     }
@@ -169,6 +195,7 @@ mod tests {
             }
             let (float, integer) = (f32_per_second(isa).unwrap(), integer_per_second(isa).unwrap());
             assert!(float > 1e8 && integer > 1e8, "{isa:?} {float:e} {integer:e}");
+            assert!(bf16_per_second(isa).unwrap().is_none_or(|bf16| bf16 > float), "{isa:?}");
         }
         assert!(bytes_per_second(Isa::best(), 1 << 24).unwrap() > 1e8);
     }

@@ -96,25 +96,32 @@ impl QueryHeads {
         &self.desc
     }
 
-    /// Whether scores are products of tiles; `4 groups` codes make a key.
-    pub(super) fn tiled_scores(&self) -> bool {
-        self.level.isa() == Isa::Amx && self.layout.key_dim.is_multiple_of(64)
-    }
-
     /// What [`super::attention`] runs on these queries and values of `value`, for logs: what multiplies queries and keys, and
     /// weights and values.
     #[must_use]
     pub fn attention_kernel(&self, value: Option<Affine>) -> String {
         let isa = self.level.isa();
-        let integers = if isa == Isa::Amx { "amx tdpbsud" } else { isa.name() };
-        let floats = format!("{} f32", if isa == Isa::Amx { Isa::Avx512Vnni.name() } else { isa.name() });
+        let (amx, avx512) = (isa == Isa::Amx, Isa::Avx512Vnni.name());
+        let vectors = if amx { avx512 } else { isa.name() };
+        let tiles = format!("amx tdpbsud (few queries: {avx512})");
+        let floats = format!("{vectors} f32");
         let scores = match self.desc.key {
-            Some(_) if isa == Isa::Amx && !self.tiled_scores() => Isa::Avx512Vnni.name(),
-            Some(_) => integers,
+            // Tiles take 64 codes at a time.
+            Some(_) if amx && self.layout.key_dim.is_multiple_of(64) => &tiles,
+            Some(_) => vectors,
             None => &floats,
         };
-        let sums = if value.is_some() && self.arithmetic == Arithmetic::Fast { integers } else { &floats };
-        format!("{scores} scores, {sums} sums")
+        let sums = match value {
+            Some(_) if self.arithmetic == Arithmetic::Fast => {
+                if amx {
+                    &tiles
+                } else {
+                    vectors
+                }
+            }
+            _ => &floats,
+        };
+        if scores == sums { format!("{scores} scores and sums") } else { format!("{scores} scores, {sums} sums") }
     }
 
     /// Tokens that it holds.
