@@ -5,6 +5,7 @@ use super::parts::Parts;
 use super::products::{Scores, Sums};
 use super::weights::{WeightCodes, Weights};
 use super::{KEYS, KeyStore, KvCache, QueryHeads, SharedMut, Sizes, ValueStore};
+#[cfg(target_arch = "x86_64")]
 use crate::kernels::cpu::Isa;
 use crate::kernels::cpu::lanes::{self, Dots, Finish, Kernel, LANES, Lanes, MatMul};
 use crate::kernels::cpu::prefetch::{prefetch, prefetch_line};
