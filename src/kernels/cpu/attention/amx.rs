@@ -18,6 +18,10 @@ const CODES: usize = 64;
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn dots<F: Finish>(p: &Dots, finish: F) -> usize {
     let rows = p.rows / TILE_ROWS * TILE_ROWS;
+    if rows == 0 {
+        // As in decode with wide codes: tiles would be configured for nothing.
+        return 0;
+    }
     let mut sums = Line([0_i32; 2 * 2 * TILE_ROWS * LANES]);
     let sums = sums.0.as_mut_ptr();
     let mut before: Option<Products> = None;

@@ -271,7 +271,7 @@ impl Tile<'_> {
             }
             let largest = l.largest(largest);
             let mut weights = Weights { offset: l.splat(largest), total: zero, heaviest: zero, scales };
-            let whole = low.div_ceil(LANES)..(high / LANES).max(low.div_ceil(LANES));
+            let whole = low.div_ceil(LANES)..high / LANES;
             for i in 0..scores.len() {
                 if whole.contains(&i) {
                     weights.make(l, i, &mut scores[i], None);
