@@ -96,8 +96,10 @@ fn a_layer_is_measured_in_both_phases_by_every_method() {
         let (batch, prefill) = (number(point, "batch"), point["phase"] == "prefill");
         assert_eq!(number(point, "tokens"), if prefill { 20.0 * batch } else { batch });
         let samples = point["samples_ms"].as_array().unwrap().len();
-        assert_eq!(samples, if prefill { 3 } else { 5 });
         let float = point["bits"].as_str().unwrap().contains('P') || point["bits"] == "BF16";
+        // Short prefills count up to eight times a sample.
+        let repeats = if prefill && !float { samples / 3 } else { 1 };
+        assert!((1..=8).contains(&repeats) && samples == if prefill { 3 * repeats } else { 5 }, "{point}");
         assert_eq!(point["transform_share"].is_null(), float, "{point}");
         let transforms = !float && point["method"] != "rtn";
         assert_eq!(point["transform_overhead"].is_number(), transforms, "{point}");
