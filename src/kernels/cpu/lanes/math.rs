@@ -29,7 +29,7 @@ pub(in crate::kernels::cpu) fn exp<L: Lanes>(l: L, x: L::F) -> L::F {
 
 /// `x / (1 + e^-x)`.
 #[inline(always)]
-pub(in crate::kernels::cpu) fn silu<L: Lanes>(l: L, x: L::F) -> L::F {
+fn silu<L: Lanes>(l: L, x: L::F) -> L::F {
     let e = exp(l, l.sub(l.splat(0.0), x));
     l.div(x, l.add(l.splat(1.0), e))
 }

@@ -22,7 +22,7 @@ use crate::kernels::Error;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::kernels::cpu) use avx512::Avx512;
 pub(in crate::kernels::cpu) use math::{
-    Row, exp, fake_quantize_row, hadamard, multiply, quantize_row, rms_factors, rms_norm, silu, silu_mul,
+    Row, exp, fake_quantize_row, hadamard, multiply, quantize_row, rms_factors, rms_norm, silu_mul,
 };
 pub(in crate::kernels::cpu) use matmul::{Dots, Finish, MatMul};
 

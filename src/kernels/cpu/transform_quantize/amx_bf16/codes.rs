@@ -13,7 +13,6 @@ const STRETCH: usize = 64;
 pub(super) struct Columns {
     pub(super) values: *const f32,
     pub(super) shape: Shape,
-    pub(super) groups: usize,
     pub(super) block: usize,
 }
 
@@ -51,8 +50,7 @@ pub(super) unsafe fn quantize(columns: &Columns, extremes: &Extremes, out: Codes
         let most = _mm512_set1_epi8(out.affine.max_code() as i8);
         let mut token_sums = [0_i32; 16];
         let end = out.codes.len();
-        for group in 0..columns.groups {
-            let lanes = columns.shape.lanes(group);
+        for group in 0..columns.shape.groups() {
             let mut sum = _mm512_setzero_si512();
             for from in (0..columns.block).step_by(STRETCH) {
                 let channels = STRETCH.min(columns.block - from);
@@ -65,21 +63,23 @@ pub(super) unsafe fn quantize(columns: &Columns, extremes: &Extremes, out: Codes
                 }
                 let rows = transpose(quads.0.as_ptr().cast(), 16);
                 let mask = ((1_u32 << (channels / 4)) - 1) as u16;
-                for (lane, row) in rows.iter().enumerate().take(lanes) {
-                    let (t, channel) = columns.shape.column(group, lane, columns.block, from);
-                    let at = t * out.stride + channel;
+                for (lane, row) in rows.iter().enumerate() {
+                    let Some((t, block)) = columns.shape.column(group, lane) else { continue };
+                    let at = t * out.stride + block * columns.block + from;
                     debug_assert!(at + channels <= end);
                     _mm512_mask_storeu_ps(out.codes.as_mut_ptr().add(at).cast(), mask, *row);
                 }
             }
             let mut sums = [0_i32; 16];
             _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
-            token_sums.iter_mut().zip(sums).take(lanes).for_each(|(all, sum)| *all += sum);
+            for (lane, sum) in sums.into_iter().enumerate() {
+                if let Some((t, _)) = columns.shape.column(group, lane) {
+                    token_sums[t] += sum;
+                }
+            }
         }
-        match columns.shape {
-            Shape::Tokens { count } => out.row_sum[..count].copy_from_slice(&token_sums[..count]),
-            Shape::Blocks { .. } => out.row_sum[0] = token_sums.iter().sum(),
-        }
+        let tokens = columns.shape.tokens;
+        out.row_sum[..tokens].copy_from_slice(&token_sums[..tokens]);
     }
 }
 
@@ -93,24 +93,18 @@ fn params(
     zero_point: &mut [i32],
 ) -> Params {
     let mut params = Params { inverse: [0.0; 16], zero_point: [0; 16] };
-    let mut token = |t: usize, min: f32, max: f32, finite: bool| {
-        let row = affine.params(min, max);
-        let finite = finite && row.scale.is_finite();
+    for t in 0..shape.tokens {
+        let of = |x: &[f32; 16], more: fn(f32, f32) -> f32| shape.lanes(t).fold(0.0, |a, lane| more(a, x[lane]));
+        let row = affine.params(of(&min, f32::min), of(&max, f32::max));
+        // A NaN or an infinity has poisoned one of the lanes.
+        let finite = shape.lanes(t).all(|lane| poison[lane] == 0.0) && row.scale.is_finite();
         scale[t] = if finite { row.scale } else { f32::NAN };
         zero_point[t] = if finite { i32::from(row.zero_point) } else { 0 };
-        if finite { (row.inverse_scale, i16::from(row.zero_point)) } else { (0.0, 0) }
-    };
-    match shape {
-        Shape::Tokens { count } => {
-            for t in 0..count {
-                (params.inverse[t], params.zero_point[t]) = token(t, min[t], max[t], poison[t] == 0.0);
+        if finite {
+            for lane in shape.lanes(t) {
+                params.inverse[lane] = row.inverse_scale;
+                params.zero_point[lane] = i16::from(row.zero_point);
             }
-        }
-        Shape::Blocks { .. } => {
-            let min = min.iter().fold(0.0_f32, |a, &b| a.min(b));
-            let max = max.iter().fold(0.0_f32, |a, &b| a.max(b));
-            let (inverse, zero_point) = token(0, min, max, poison.iter().all(|&p| p == 0.0));
-            params = Params { inverse: [inverse; 16], zero_point: [zero_point; 16] };
         }
     }
     params
@@ -143,15 +137,16 @@ unsafe fn four_codes(x: *const f32, inverse: __m512, zero_point: __m512i, most: 
 /// `columns` can be read, `rows` written, and they do not overlap.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn rows(columns: &Columns, rows: *mut f32, stride: usize) {
-    for group in 0..columns.groups {
+    for group in 0..columns.shape.groups() {
         for chunk in (0..columns.block).step_by(CHUNK) {
             // SAFETY: by the caller's promise.
             unsafe {
                 let x = columns.values.add((group * columns.block + chunk) * 16);
                 let values = transpose(x, 16);
-                for (lane, values) in values.iter().enumerate().take(columns.shape.lanes(group)) {
-                    let (t, channel) = columns.shape.column(group, lane, columns.block, chunk);
-                    _mm512_storeu_ps(rows.add(t * stride + channel), *values);
+                for (lane, values) in values.iter().enumerate() {
+                    if let Some((t, block)) = columns.shape.column(group, lane) {
+                        _mm512_storeu_ps(rows.add(t * stride + block * columns.block + chunk), *values);
+                    }
                 }
             }
         }

@@ -16,8 +16,10 @@
 
 mod codes;
 mod columns;
+mod coming;
 mod input;
 mod product;
+mod silu;
 mod split;
 mod steps;
 
@@ -35,7 +37,7 @@ use input::{Gathered, Operands, Permuted, RmsNorm, Rows, SiluMul, Tokens};
 use product::Rotation;
 
 /// Tokens of a tile of them.
-pub(super) const TOKENS: usize = 16;
+const TILE_TOKENS: usize = 16;
 
 /// Least clip ratio with which codes are rounded in 32-bit integers.
 const LEAST_CLIP: f32 = 1.0 / 1024.0;
@@ -43,7 +45,7 @@ const LEAST_CLIP: f32 = 1.0 / 1024.0;
 /// Multiply-adds below which everything stays on the calling thread.
 pub(super) const INLINE_WORK: usize = 1 << 22;
 
-/// How some tokens are cut into jobs: 16 at a time where that keeps every thread at work, else one by one.
+/// How some tokens are cut into jobs: a tile at a time where that keeps every thread at work, else one by one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Division {
     tokens: usize,
@@ -53,9 +55,8 @@ pub(super) struct Division {
 
 impl Division {
     pub(super) fn new(tokens: usize, threads: usize) -> Self {
-        let tiles = tokens / TOKENS;
-        let rest = tokens % TOKENS;
-        let singles = if threads > 1 && tiles < 2 * threads {
+        let rest = tokens % TILE_TOKENS;
+        let singles = if threads > 1 && tokens / TILE_TOKENS < 2 * threads {
             tokens
         } else if rest < SINGLES {
             rest
@@ -66,7 +67,7 @@ impl Division {
     }
 
     pub(super) fn jobs(self) -> usize {
-        self.singles + (self.tokens - self.singles).div_ceil(TOKENS)
+        self.singles + (self.tokens - self.singles).div_ceil(TILE_TOKENS)
     }
 
     /// First token and count of a job. The last job is the first to run, so the long ones stand there.
@@ -75,8 +76,8 @@ impl Division {
         if job < self.singles {
             return (tiled + job, 1);
         }
-        let first = (job - self.singles) * TOKENS;
-        (first, TOKENS.min(tiled - first))
+        let first = (job - self.singles) * TILE_TOKENS;
+        (first, TILE_TOKENS.min(tiled - first))
     }
 }
 
@@ -130,6 +131,11 @@ impl AmxBf16 {
         Some(Self { channels, block, rotations, tiles, gathers })
     }
 
+    /// How `count` tokens lie in groups, at most a tile of them.
+    fn shape(&self, count: usize) -> Shape {
+        Shape { tokens: count, blocks: self.channels / self.block }
+    }
+
     /// Bytes that it holds.
     pub(super) fn bytes(&self) -> usize {
         self.tiles.bytes() + size_of_val(self.gathers.as_slice())
@@ -140,17 +146,13 @@ impl AmxBf16 {
         2 * self.half_len(tokens) + product::operands_len(self.block)
     }
 
-    /// One of two buffers: groups of tokens, or of blocks and the zeros behind them.
+    /// One of two buffers: groups, and the zeros behind those of one token.
     fn half_len(&self, tokens: usize) -> usize {
-        let blocks = self.blocks_groups() * self.block * 16 + 16;
-        if tokens > 1 { blocks.max(TOKENS * self.channels) } else { blocks }
+        let groups = self.shape(1).groups().max(if tokens > 1 { self.shape(2).groups() } else { 0 });
+        (groups * self.block + 1) * 16
     }
 
-    fn blocks_groups(&self) -> usize {
-        (self.channels / self.block).div_ceil(16)
-    }
-
-    /// Up to 16 tokens from token `first` on, from the source to the sink. Either shape of groups gives the same bits.
+    /// Up to a tile of tokens from token `first` on, from the source to the sink. Every shape of groups gives the same bits.
     ///
     /// `scratch` is [`Self::scratch_len`] of as many tokens or more, on a cache line.
     pub(super) fn run(
@@ -166,7 +168,7 @@ impl AmxBf16 {
         let half = self.half_len(count);
         let (x, rest) = scratch.split_at_mut(half);
         let (y, operands) = rest.split_at_mut(half);
-        let shape = if count == 1 { Shape::Blocks { count: k / self.block } } else { Shape::Tokens { count } };
+        let shape = self.shape(count);
         let work = Work { plan, shape, x, y, operands, sink };
         let tokens = first * k..(first + count) * k;
         // SAFETY: `plan` has seen the features; buffers have the length of the groups, and operands hold the tokens.
@@ -193,10 +195,7 @@ impl AmxBf16 {
     unsafe fn transform(&self, source: impl Operands, work: Work<'_>) {
         let Work { plan, shape, x, y, operands, sink } = work;
         let (k, block) = (self.channels, self.block);
-        let groups = match shape {
-            Shape::Tokens { .. } => k / block,
-            Shape::Blocks { .. } => self.blocks_groups(),
-        };
+        let groups = shape.groups();
         let values = groups * block * 16;
         let codes = matches!(sink, Sink::Codes { .. });
         let rows = Rows::new(plan, source, shape);
@@ -209,22 +208,20 @@ impl AmxBf16 {
                 let tiles = self.tiles.as_slice()[i * product::packed_len(block)..].as_ptr();
                 let rotation = Rotation { block, tiles, groups, out: to, operands: operands.as_mut_ptr() };
                 let extremes = (codes && i + 1 == self.rotations).then_some(&mut extremes);
-                match shape {
-                    _ if i == 0 => rotation.run(&rows, extremes),
-                    Shape::Tokens { .. } => {
-                        let order = &plan.permutations[(i - 1) * k..i * k];
-                        rotation.run(&Permuted { from, order, block }, extremes);
-                    }
-                    Shape::Blocks { .. } => {
-                        from.add(values).write_bytes(0, 16);
-                        let table = &self.gathers[(i - 1) * values..i * values];
-                        rotation.run(&Gathered { from, table, block }, extremes);
-                    }
+                if i == 0 {
+                    rotation.run(&rows, extremes);
+                } else if shape.alone() {
+                    from.add(values).write_bytes(0, 16);
+                    let table = &self.gathers[(i - 1) * values..i * values];
+                    rotation.run(&Gathered { from, table, block }, extremes);
+                } else {
+                    let order = &plan.permutations[(i - 1) * k..i * k];
+                    rotation.run(&Permuted { from, order, block }, extremes);
                 }
                 std::mem::swap(&mut from, &mut to);
             }
             tile_registers::release();
-            let columns = Columns { values: from, shape, groups, block };
+            let columns = Columns { values: from, shape, block };
             match sink {
                 Sink::Codes { affine, codes, stride, scale, zero_point, row_sum } => {
                     let codes = Codes { affine, codes, stride, scale, zero_point, row_sum };
@@ -232,7 +229,7 @@ impl AmxBf16 {
                 }
                 Sink::Values { .. } => {
                     codes::rows(&columns, to, k);
-                    let x = std::slice::from_raw_parts(to, shape.tokens() * k);
+                    let x = std::slice::from_raw_parts(to, shape.tokens * k);
                     plan.level.run(Write { k, x, sink });
                 }
             }

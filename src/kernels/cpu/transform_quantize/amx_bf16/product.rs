@@ -1,12 +1,12 @@
 //! One rotation of some groups: `y^T = R^T x^T` in tiles, with the vector work that comes before and behind it done while
 //! tiles are multiplied.
 
-use super::columns::{Extremes, OCTET};
+use super::columns::{CHUNK, Extremes};
+use super::coming::Coming;
 use super::input::Input;
-use super::split::{split, split_pairs};
-use super::steps::{DEPTH, SLOTS, Step, Strip, group_bytes};
+use super::split::split;
+use super::steps::{self, DEPTH, Step, Strip, group_bytes};
 use crate::kernels::cpu::tile_registers::TILE;
-use std::arch::x86_64::_mm512_store_si512;
 
 /// `u16` of one packed rotation.
 pub(super) const fn packed_len(block: usize) -> usize {
@@ -39,10 +39,12 @@ pub(super) fn pack(rotation: &[f32], block: usize, tiles: &mut [u16]) {
 }
 
 /// One rotation of every group.
+#[derive(Clone, Copy)]
 pub(super) struct Rotation {
     pub(super) block: usize,
     /// [`pack`]'s.
     pub(super) tiles: *const u16,
+    /// At least one.
     pub(super) groups: usize,
     /// `[groups][B][16 lanes]`.
     pub(super) out: *mut f32,
@@ -53,193 +55,188 @@ pub(super) struct Rotation {
 impl Rotation {
     /// Rotates what `input` brings in, and where `extremes` are wanted looks at every value of `out`.
     ///
-    /// Two groups by two tiles of outputs are multiplied at a time, so that each tile that is loaded meets two. Every slot
-    /// of a step is followed by a little of bringing the next pair of groups in and of looking at the outputs before these:
-    /// as long as the next products are within the reach of the processor, neither waits for the other.
+    /// Two groups by two tiles of outputs are multiplied at a time, so that each tile that is loaded meets two. Nearly every
+    /// product is followed by a little of bringing the next pair of groups in or of looking at the outputs before these: as
+    /// long as the next products are within the reach of the processor, neither waits for the other.
     ///
     /// # Safety
     /// The pointers are good for what the fields say, `input` is good and reads nothing of `out`, and the tile registers are
     /// configured.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub(super) unsafe fn run(&self, input: &impl Input, mut extremes: Option<&mut Extremes>) {
-        let block = self.block;
-        let depths = block / DEPTH;
-        // SAFETY: groups and channels stay below their counts, tiles below the packed rotation's.
+    pub(super) unsafe fn run(&self, input: &impl Input, extremes: Option<&mut Extremes>) {
+        // SAFETY: by the caller's promise.
         unsafe {
-            let mut coming = Coming { rotation: self, input, group: 0, channel: 0, pace: Pace::new(0, 1) };
-            for _ in 0..self.octets(0) {
-                coming.octet();
-            }
-            let mut before: Option<Strip> = None;
-            for first in (0..self.groups).step_by(2) {
-                let two = first + 1 < self.groups;
-                let (b0, b1) = (self.operand(first), self.operand(first + 1));
-                coming.pace = Pace::new(self.octets(first + 2), SLOTS * depths * depths);
-                for outputs in 0..depths {
-                    let a = self.tiles.cast::<u8>().add(outputs * depths * 4 * TILE);
-                    let mut looks = Looks::new(extremes.as_deref_mut(), before, depths);
-                    for depth in 0..depths {
-                        let at = depth * 2 * TILE;
-                        let a = a.add(2 * at);
-                        let step = Step { a, b0: b0.wrapping_add(at), b1: b1.wrapping_add(at), two };
-                        if depth == 0 {
-                            step.begin::<0>(before.as_ref());
-                            coming.slot();
-                            step.begin::<1>(before.as_ref());
-                        } else {
-                            step.slot::<0>();
-                            coming.slot();
-                            step.slot::<1>();
-                        }
-                        coming.slot();
-                        step.slot::<2>();
-                        coming.slot();
-                        looks.slot();
-                        step.slot::<3>();
-                        coming.slot();
-                        looks.slot();
-                        step.slot::<4>();
-                        coming.slot();
-                        looks.slot();
-                        step.slot::<5>();
-                        coming.slot();
-                        looks.slot();
-                    }
-                    before = Some(Strip { out: self.out.add((first * block + outputs * DEPTH) * 16), block, two });
+            let mut coming = Coming::new(*self, input);
+            coming.bring(self.chunks(0));
+            let mut looks = Looks { extremes: Extremes::new(), strip: None, depths: self.block / DEPTH };
+            if let Some(extremes) = extremes {
+                self.pairs::<true>(&mut coming, &mut looks);
+                for slot in 0..Looks::SLOTS * looks.depths {
+                    looks.slot(slot);
                 }
+                *extremes = looks.extremes;
+            } else {
+                self.pairs::<false>(&mut coming, &mut looks);
             }
-            if let Some(last) = before {
-                last.store();
-                let mut looks = Looks::new(extremes, before, 1);
-                for _ in 0..Looks::SLOTS {
-                    looks.slot();
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`]; the first pair has been brought in.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn pairs<const LOOK: bool>(&self, coming: &mut Coming<'_, impl Input>, looks: &mut Looks) {
+        let depths = self.block / DEPTH;
+        for first in (0..self.groups).step_by(2) {
+            coming.spread(self.chunks(first + 2), depths * depths);
+            // SAFETY: by the caller's promise; groups stay below their count.
+            unsafe {
+                if first + 1 < self.groups {
+                    self.pair::<true, LOOK>(first, coming, looks);
+                } else {
+                    self.pair::<false, LOOK>(first, coming, looks);
                 }
             }
         }
     }
 
-    /// Runs of eight channels in the pair of groups that begins with `first`.
-    fn octets(&self, first: usize) -> usize {
-        self.groups.saturating_sub(first).min(2) * (self.block / OCTET)
+    /// The groups `first` and, if there are `TWO`, the next.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; the groups have been brought in.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn pair<const TWO: bool, const LOOK: bool>(
+        &self,
+        first: usize,
+        coming: &mut Coming<'_, impl Input>,
+        looks: &mut Looks,
+    ) {
+        let depths = self.block / DEPTH;
+        let (b0, b1) = (self.operand(first), self.operand(first + 1));
+        let mut a = self.tiles.cast::<u8>();
+        for outputs in 0..depths {
+            // SAFETY: channels stay below the block, tiles below the packed rotation's.
+            unsafe {
+                steps::zero();
+                for depth in 0..depths {
+                    let at = depth * 2 * TILE;
+                    let step = Step::<TWO> { a, b0: b0.wrapping_add(at), b1: b1.wrapping_add(at) };
+                    if coming.begin_step() {
+                        busy::<TWO, LOOK>(step, coming, looks, depth);
+                        coming.end_step();
+                    } else {
+                        step.all();
+                        for slot in 0..Looks::SLOTS {
+                            looks.turn::<LOOK>(depth * Looks::SLOTS + slot);
+                        }
+                    }
+                    a = a.wrapping_add(4 * TILE);
+                }
+                let out = self.out.add((first * self.block + outputs * DEPTH) * 16);
+                let strip = Strip { out, block: self.block, two: TWO };
+                strip.store();
+                looks.strip = Some(strip);
+            }
+        }
+    }
+
+    /// Chunks of channels in the pair of groups that begins with `first`.
+    fn chunks(&self, first: usize) -> usize {
+        self.groups.saturating_sub(first).min(2) * (self.block / CHUNK)
     }
 
     /// Where the operand of a group lies; the pairs take turns.
     #[inline(always)]
-    fn operand(&self, group: usize) -> *mut u8 {
+    pub(super) fn operand(&self, group: usize) -> *mut u8 {
         self.operands.cast::<u8>().wrapping_add(group % 4 * group_bytes(self.block))
     }
 }
 
-/// Spreads some pieces of work evenly over slots.
-struct Pace {
-    pieces: usize,
-    slots: usize,
-    due: usize,
-}
-
-impl Pace {
-    fn new(pieces: usize, slots: usize) -> Self {
-        Self { pieces, slots, due: 0 }
-    }
-
-    /// Begins a slot.
-    #[inline(always)]
-    fn slot(&mut self) {
-        self.due += self.pieces;
-    }
-
-    /// Whether there is a piece to do in this slot.
-    #[inline(always)]
-    fn piece(&mut self) -> bool {
-        let due = self.due >= self.slots;
-        if due {
-            self.due -= self.slots;
-        }
-        due
-    }
-}
-
-/// The channels of all groups on their way into the operands, eight at a time.
-struct Coming<'a, I> {
-    rotation: &'a Rotation,
-    input: &'a I,
-    group: usize,
-    channel: usize,
-    pace: Pace,
-}
-
-impl<I: Input> Coming<'_, I> {
-    /// What is due in the next slot.
-    ///
-    /// # Safety
-    /// As [`Self::octet`].
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn slot(&mut self) {
-        self.pace.slot();
-        while self.pace.piece() {
-            // SAFETY: by the caller's promise.
-            unsafe { self.octet() };
-        }
-    }
-
-    /// The next eight channels.
-    ///
-    /// # Safety
-    /// There are any, and the operand of their group is free.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn octet(&mut self) {
-        let (group, channel) = (self.group, self.channel);
-        let out = self.rotation.operand(group).wrapping_add(channel / DEPTH * 2 * TILE + channel % DEPTH * 32);
-        // SAFETY: by the caller's promise; two channels are a row of a tile.
-        unsafe {
-            let octet = self.input.octet(group, channel);
-            for (pair, x) in octet.chunks_exact(2).enumerate() {
-                let (high, low) = split_pairs(x[0], x[1]);
-                _mm512_store_si512(out.add(pair * 64).cast(), high);
-                _mm512_store_si512(out.add(TILE + pair * 64).cast(), low);
-            }
-        }
-        self.channel += OCTET;
-        if self.channel == self.rotation.block {
-            (self.group, self.channel) = (group + 1, 0);
-        }
+/// A step with the pieces of a chunk between its products. There is no branch in here but what `coming` does itself.
+///
+/// # Safety
+/// As [`Rotation::run`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn busy<const TWO: bool, const LOOK: bool>(
+    step: Step<TWO>,
+    coming: &mut Coming<'_, impl Input>,
+    looks: &mut Looks,
+    depth: usize,
+) {
+    let slot = depth * Looks::SLOTS;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        step.first::<0>();
+        coming.piece::<0>();
+        step.second::<0>();
+        coming.piece::<1>();
+        step.first::<1>();
+        coming.piece::<2>();
+        step.second::<1>();
+        coming.piece::<3>();
+        step.first::<2>();
+        coming.piece::<4>();
+        step.second::<2>();
+        looks.turn::<LOOK>(slot);
+        step.first::<3>();
+        coming.piece::<5>();
+        step.second::<3>();
+        looks.turn::<LOOK>(slot + 1);
+        coming.piece::<6>();
+        step.first::<4>();
+        coming.piece::<7>();
+        step.second::<4>();
+        looks.turn::<LOOK>(slot + 2);
+        coming.piece::<8>();
+        step.first::<5>();
+        coming.piece::<9>();
+        step.second::<5>();
+        looks.turn::<LOOK>(slot + 3);
     }
 }
 
-/// Looks at the outputs of a strip, two of each group at a time, in four of the slots of each step.
-struct Looks<'a> {
-    work: Option<(&'a mut Extremes, Strip)>,
-    row: usize,
-    pace: Pace,
+/// Looks at the outputs of the strip before, some in each slot of a strip's steps.
+struct Looks {
+    extremes: Extremes,
+    strip: Option<Strip>,
+    /// Steps of a strip.
+    depths: usize,
 }
 
-impl<'a> Looks<'a> {
-    /// Slots for all outputs where there is one step.
+impl Looks {
+    /// Slots of a step.
     const SLOTS: usize = 4;
 
-    #[inline(always)]
-    fn new(extremes: Option<&'a mut Extremes>, strip: Option<Strip>, steps: usize) -> Self {
-        Self { work: extremes.zip(strip), row: 0, pace: Pace::new(DEPTH / 2, Self::SLOTS * steps) }
+    /// Slot `slot` of a strip, if there is to be a `LOOK`.
+    ///
+    /// # Safety
+    /// The strip is stored.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn turn<const LOOK: bool>(&mut self, slot: usize) {
+        if LOOK {
+            // SAFETY: by the caller's promise.
+            unsafe { self.slot(slot) };
+        }
     }
 
     /// # Safety
-    /// The outputs are stored.
+    /// The strip is stored.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn slot(&mut self) {
-        let Some((extremes, strip)) = &mut self.work else { return };
-        self.pace.slot();
-        while self.pace.piece() {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                extremes.look(strip.out, self.row..self.row + 2);
-                if strip.two {
-                    extremes.look(strip.second(), self.row..self.row + 2);
-                }
+    unsafe fn slot(&mut self, slot: usize) {
+        let Some(strip) = self.strip else { return };
+        // Where slots do not divide the rows, the last ones look at some again.
+        let rows = DEPTH.div_ceil(Self::SLOTS * self.depths);
+        let first = (slot * rows).min(DEPTH - rows);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            self.extremes.look(strip.out, first..first + rows);
+            if strip.two {
+                self.extremes.look(strip.second(), first..first + rows);
             }
-            self.row += 2;
         }
     }
 }

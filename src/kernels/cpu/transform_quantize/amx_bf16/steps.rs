@@ -2,7 +2,7 @@
 //! groups in tmm6 and tmm7.
 //!
 //! A step is 32 input channels by 32 outputs: the high parts of the rotation by the low ones of the groups, high by high and
-//! low by high, in this order for each output. It is cut into [`SLOTS`] pieces with vector work in between: a piece relies
+//! low by high, in this order for each output. It is cut into six pieces with vector work in between: a piece relies
 //! on the tiles that those before it have loaded. The rotation's are loaded with the hint that they are not needed again
 //! soon: in a first-level cache they would take the place of the groups, which are.
 
@@ -11,81 +11,66 @@ use std::arch::asm;
 
 /// Input channels of a step.
 pub(super) const DEPTH: usize = 32;
-/// Pieces of a step.
-pub(super) const SLOTS: usize = 6;
 
 /// Bytes of the operand that a group becomes: `[B / 32][high, low][16 pairs of channels][16 lanes][2]`.
 pub(super) const fn group_bytes(block: usize) -> usize {
     block / DEPTH * 2 * TILE
 }
 
-/// The operands of a step, and how many groups there are.
+/// Begins new sums with zeros.
+///
+/// # Safety
+/// The tiles are configured.
+#[inline(always)]
+pub(super) unsafe fn zero() {
+    // SAFETY: by the caller's promise.
+    unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) };
+}
+
+/// The operands of a step, of one group or `TWO`.
 #[derive(Clone, Copy)]
-pub(super) struct Step {
+pub(super) struct Step<const TWO: bool> {
     /// `[high, low][2 tiles of outputs]`.
     pub(super) a: *const u8,
     /// `[high, low]` of each group.
     pub(super) b0: *const u8,
     pub(super) b1: *const u8,
-    pub(super) two: bool,
 }
 
-impl Step {
+impl<const TWO: bool> Step<TWO> {
+    /// The whole step.
+    ///
     /// # Safety
     /// The tiles are configured and the operands are there.
     #[inline(always)]
-    pub(super) unsafe fn slot<const SLOT: usize>(self) {
+    pub(super) unsafe fn all(self) {
         // SAFETY: by the caller's promise.
         unsafe {
-            self.first::<SLOT>();
-            if self.two {
-                self.second::<SLOT>();
-            }
+            self.first::<0>();
+            self.second::<0>();
+            self.first::<1>();
+            self.second::<1>();
+            self.first::<2>();
+            self.second::<2>();
+            self.first::<3>();
+            self.second::<3>();
+            self.first::<4>();
+            self.second::<4>();
+            self.first::<5>();
+            self.second::<5>();
         }
     }
 
-    /// [`Self::slot`] 0 or 1 of new sums in the place of those `before`, which are stored: a product follows each store, so
-    /// that it is within reach when the sum before it is done.
+    /// The tiles that piece `PIECE` brings in for the first group or both, and the first group's product.
     ///
     /// # Safety
-    /// As [`Self::slot`] and [`Strip::store`].
+    /// As [`Self::all`].
     #[inline(always)]
-    pub(super) unsafe fn begin<const SLOT: usize>(self, before: Option<&Strip>) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            if let Some(before) = before {
-                before.store_first::<SLOT>();
-            }
-            if SLOT == 0 {
-                asm!("tilezero tmm0", options(nostack, nomem));
-            } else {
-                asm!("tilezero tmm2", options(nostack, nomem));
-            }
-            self.first::<SLOT>();
-            if let Some(before) = before {
-                before.store_second::<SLOT>();
-            }
-            if SLOT == 0 {
-                asm!("tilezero tmm1", options(nostack, nomem));
-            } else {
-                asm!("tilezero tmm3", options(nostack, nomem));
-            }
-            if self.two {
-                self.second::<SLOT>();
-            }
-        }
-    }
-
-    /// The tiles that a slot brings in for the first group or both, and the first group's product.
-    ///
-    /// # Safety
-    /// As [`Self::slot`].
-    #[inline(always)]
-    unsafe fn first<const SLOT: usize>(self) {
+    pub(super) unsafe fn first<const PIECE: usize>(self) {
         let (a, b, s) = (self.a, self.b0, 64_usize);
         // SAFETY: by the caller's promise.
         unsafe {
-            match SLOT {
+            match PIECE {
                 0 => asm!(
                     "tileloadd tmm6, [{b} + {s} + 1024]",
                     "tileloaddt1 tmm4, [{a} + {s}]",
@@ -117,16 +102,19 @@ impl Step {
         }
     }
 
-    /// The second group's tile, where the slot brings one in, and its product.
+    /// The second group's tile, where the piece brings one in, and its product.
     ///
     /// # Safety
-    /// As [`Self::slot`].
+    /// As [`Self::all`].
     #[inline(always)]
-    unsafe fn second<const SLOT: usize>(self) {
+    pub(super) unsafe fn second<const PIECE: usize>(self) {
+        if !TWO {
+            return;
+        }
         let (b, s) = (self.b1, 64_usize);
         // SAFETY: by the caller's promise.
         unsafe {
-            match SLOT {
+            match PIECE {
                 0 => asm!(
                     "tileloadd tmm7, [{b} + {s} + 1024]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
@@ -164,38 +152,20 @@ impl Strip {
     /// The sums are in the configured tiles, and there is room for them.
     #[inline(always)]
     pub(super) unsafe fn store(&self) {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            self.store_first::<0>();
-            self.store_second::<0>();
-            self.store_first::<1>();
-            self.store_second::<1>();
-        }
-    }
-
-    /// Half `HALF` of the outputs, of the first group.
-    #[inline(always)]
-    unsafe fn store_first<const HALF: usize>(&self) {
         let (c, s) = (self.out, 64_usize);
         // SAFETY: by the caller's promise.
         unsafe {
-            match HALF {
-                0 => asm!("tilestored [{c} + {s}], tmm0", c = in(reg) c, s = in(reg) s, options(nostack)),
-                _ => asm!("tilestored [{c} + {s} + 1024], tmm2", c = in(reg) c, s = in(reg) s, options(nostack)),
-            }
-        }
-    }
-
-    /// Half `HALF` of the outputs, of the second group where there is one.
-    #[inline(always)]
-    unsafe fn store_second<const HALF: usize>(&self) {
-        let (c, s) = (self.second(), 64_usize);
-        // SAFETY: by the caller's promise.
-        unsafe {
-            match HALF {
-                _ if !self.two => {}
-                0 => asm!("tilestored [{c} + {s}], tmm1", c = in(reg) c, s = in(reg) s, options(nostack)),
-                _ => asm!("tilestored [{c} + {s} + 1024], tmm3", c = in(reg) c, s = in(reg) s, options(nostack)),
+            asm!(
+                "tilestored [{c} + {s}], tmm0",
+                "tilestored [{c} + {s} + 1024], tmm2",
+                c = in(reg) c, s = in(reg) s, options(nostack)
+            );
+            if self.two {
+                asm!(
+                    "tilestored [{c} + {s}], tmm1",
+                    "tilestored [{c} + {s} + 1024], tmm3",
+                    c = in(reg) self.second(), s = in(reg) s, options(nostack)
+                );
             }
         }
     }

@@ -17,20 +17,20 @@ fn fast(transform: &Transform, affine: Affine, m_max: usize) -> Option<Transform
     Some(plan)
 }
 
-fn float(plan: &TransformQuantize, x: &[f32], count: usize) -> Vec<f32> {
+fn float(plan: &TransformQuantize, source: Source<'_>, count: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; count * plan.channels()];
     let mut workspace = vec![f32::NAN; plan.workspace_len()];
-    plan.run_float(Source::Tokens(x), count, &mut out, &mut workspace).unwrap();
+    plan.run_float(source, count, &mut out, &mut workspace).unwrap();
     out
 }
 
-/// One token in `f64`, and by how much each value may be off.
-fn bounded(transform: &Transform, row: &[f32]) -> (Vec<f64>, Vec<f64>) {
+/// One token in `f64`, and by how much each value may be off where the token is off by `relative`.
+fn bounded(transform: &Transform, row: &[f32], relative: f64) -> (Vec<f64>, Vec<f64>) {
     let (k, b) = (transform.channels, transform.block);
     // Smoothing is one multiplication in `f32`, as it is in the kernel.
     let factor = |i: usize| transform.inverse_smooth.as_ref().map_or(1.0, |f| f[i]);
     let mut x: Vec<f64> = row.iter().enumerate().map(|(i, &x)| f64::from(x * factor(i))).collect();
-    let mut off = vec![0.0; k];
+    let mut off: Vec<f64> = x.iter().map(|x| x.abs() * relative).collect();
     for i in 0..transform.rotation_count() {
         if i > 0 {
             let order = transform.permutation(i - 1);
@@ -59,7 +59,7 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
     let Some(plan) = fast(transform, affine, count) else { return };
     let k = transform.channels;
     let what = format!("T {count} K {k} B {} rotations {}", transform.block, transform.rotation_count());
-    let values = float(&plan, x, count);
+    let values = float(&plan, Source::Tokens(x), count);
     let got = run(&plan, Source::Tokens(x), count);
     let mut back = vec![0.0; count * k];
     let mut workspace = vec![f32::NAN; plan.workspace_len()];
@@ -69,7 +69,7 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
         let row = &x[t * k..(t + 1) * k];
         let value = &values[t * k..(t + 1) * k];
         if t < 40 || t + 2 > count {
-            let (want, off) = bounded(transform, row);
+            let (want, off) = bounded(transform, row, 0.0);
             for (at, ((want, off), got)) in want.iter().zip(&off).zip(value).enumerate() {
                 let error = (want - f64::from(*got)).abs();
                 assert!(error <= *off, "{what}: token {t}, channel {at}: {got} is off {want} by {error}, not {off}");
@@ -85,7 +85,7 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
             assert_eq!(*back, params.scale * (f32::from(code) - f32::from(params.zero_point)), "{what}");
         }
         assert!(got.codes[t * got.stride() + k..(t + 1) * got.stride()].iter().all(|&c| c == 0), "{what}");
-        assert!(float(&alone, row, 1) == value, "{what}: token {t} has other bits alone");
+        assert!(float(&alone, Source::Tokens(row), 1) == value, "{what}: token {t} has other bits alone");
         let single = run(&alone, Source::Tokens(row), 1);
         assert_eq!(single.row(0), got.row(t), "{what}: token {t} has other codes alone");
         assert_eq!((single.scale[0], single.row_sum[0]), (got.scale[t], got.row_sum[t]), "{what}");
@@ -162,7 +162,7 @@ fn every_division_covers_each_token_once() {
             let mut seen = vec![0; tokens];
             for job in 0..division.jobs() {
                 let (first, count) = division.job(job);
-                assert!((1..=TOKENS).contains(&count));
+                assert!((1..=TILE_TOKENS).contains(&count));
                 seen[first..first + count].iter_mut().for_each(|seen| *seen += 1);
             }
             assert!(seen.iter().all(|&seen| seen == 1), "{tokens} tokens on {threads} threads");
@@ -177,7 +177,8 @@ fn sources_give_what_their_parts_give() {
     for (k, block, count) in [(576, 64, 35), (576, 64, 13), (96, 32, 16), (1024, 128, 16), (576, 64, 1), (2304, 128, 2)]
     {
         for smooth in [false, true] {
-            let Some(plan) = fast(&transform(k, block, 1, false, smooth), AFFINE, count) else { return };
+            let transform = transform(k, block, 1, false, smooth);
+            let Some(plan) = fast(&transform, AFFINE, count) else { return };
             let run = |source: Source<'_>| pool.install(|| run(&plan, source, count));
             let x = tokens(count, k);
             let gate_up = tokens(count, 2 * k);
@@ -186,9 +187,22 @@ fn sources_give_what_their_parts_give() {
             crate::kernels::cpu::rms_norm(&x, &weight, 1e-5, &mut parts).unwrap();
             let want = run(Source::Tokens(&parts));
             assert_eq!(run(Source::RmsNorm { x: &x, weight: &weight, epsilon: 1e-5 }), want, "K {k} T {count}");
+            // SiLU is a faster one here: within its bound, and codes are those of the values.
             crate::kernels::cpu::silu_mul(&gate_up, count, k, &mut parts).unwrap();
-            let want = run(Source::Tokens(&parts));
-            assert_eq!(run(Source::SiluMul { gate_up: &gate_up }), want, "K {k} T {count}");
+            let source = Source::SiluMul { gate_up: &gate_up };
+            let (values, got) = (pool.install(|| float(&plan, source, count)), run(source));
+            let alone = fast(&transform, AFFINE, 1).unwrap();
+            for (t, (value, part)) in values.chunks_exact(k).zip(parts.chunks_exact(k)).enumerate() {
+                let (want, off) = bounded(&transform, part, 2.0_f64.powi(-16));
+                let within =
+                    want.iter().zip(&off).zip(value).all(|((want, off), &y)| (want - f64::from(y)).abs() <= *off);
+                assert!(within, "K {k} T {count}: token {t}");
+                let mut codes = vec![0; k];
+                AFFINE.quantize_row(value, &mut codes).unwrap();
+                assert_eq!(got.row(t), codes, "K {k} T {count}: token {t}");
+                let row = Source::SiluMul { gate_up: &gate_up[2 * t * k..2 * (t + 1) * k] };
+                assert!(float(&alone, row, 1) == value, "K {k} T {count}: token {t} has other bits alone");
+            }
         }
     }
 }
@@ -210,7 +224,7 @@ fn a_token_that_is_not_finite_is_nan_and_touches_no_other() {
                 let got = run(&plan, Source::Tokens(&x), count);
                 assert!(got.scale[spoilt].is_nan() && got.zero_point[spoilt] == 0, "{bad} {:x}", bad.to_bits());
                 assert!(got.row(spoilt).iter().all(|&c| c == 0) && got.row_sum[spoilt] == 0);
-                let values = float(&plan, &x, count);
+                let values = float(&plan, Source::Tokens(&x), count);
                 let spoilt_block = &values[spoilt * k..(spoilt + 1) * k];
                 assert!(spoilt_block.iter().any(|x| !x.is_finite()));
                 for t in 0..spoilt {
@@ -244,5 +258,32 @@ fn what_tiles_do_not_take_is_reproducible() {
     for &isa in Isa::available().iter().filter(|&&isa| isa != Isa::Amx) {
         let plan = TransformQuantize::plan_with(&transform, Some(AFFINE), 3, isa, Arithmetic::Fast).unwrap();
         assert!(!plan.kernel().contains("amx"), "{}", plan.kernel());
+    }
+}
+
+#[test]
+fn silu_is_right_to_some_bits() {
+    if !crate::kernels::cpu::isa::amx_bf16() {
+        return;
+    }
+    let of = |x: f32| {
+        let mut out = [0.0_f32; 16];
+        // SAFETY: machines with AMX have AVX-512; 16 values.
+        unsafe {
+            let y = silu::silu(std::arch::x86_64::_mm512_set1_ps(x));
+            std::arch::x86_64::_mm512_storeu_ps(out.as_mut_ptr(), y);
+        }
+        out[11]
+    };
+    let steps = (-60_000..60_000).map(|i| i as f32 / 500.0);
+    let edges =
+        [0.0, -0.0, 1e-40, -1e-40, f32::MIN_POSITIVE, 87.3, -87.3, 88.8, -88.8, 1e30, -1e30, f32::MAX, f32::MIN];
+    for x in steps.chain(edges) {
+        let (got, exact) = (f64::from(of(x)), f64::from(x) / (1.0 + (-f64::from(x)).exp()));
+        let bound = 2.0_f64.powi(-17) * exact.abs() + 2.0_f64.powi(-120);
+        assert!((got - exact).abs() <= bound, "silu({x}) = {exact}, got {got}");
+    }
+    for x in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        assert!(!of(x).is_finite());
     }
 }
