@@ -22,7 +22,7 @@ pub struct SpeedOptions {
     pub length: usize,
     /// Steps of decoding, each a sample.
     pub steps: usize,
-    /// Samples of a prefill.
+    /// Samples of a prefill; of a layer on the CPU each has its own load, and counts up to eight short ones.
     pub samples: usize,
     /// What is set beside each other. A floating-point method is the baseline of the others.
     pub methods: Vec<Method>,

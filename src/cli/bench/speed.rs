@@ -31,7 +31,7 @@ pub(super) struct SpeedArgs {
     /// Steps of decoding, each a sample
     #[arg(long, value_name = "N", default_value = "128", value_parser = parse::tokens)]
     steps: usize,
-    /// Samples of a prefill
+    /// Samples of a prefill, each with a fresh load in a layer on the CPU
     #[arg(long, value_name = "N", default_value = "7", value_parser = parse::positive)]
     samples: usize,
     /// fp32, fp16, bf16, rtn, quarot, duquant0, duquant, duquant2; the floating-point one is the baseline

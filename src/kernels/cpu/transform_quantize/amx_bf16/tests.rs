@@ -94,7 +94,9 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
 
 #[test]
 fn values_are_within_the_bound_and_tokens_on_their_own() {
-    for (k, block) in [(32, 32), (96, 32), (128, 128), (384, 128), (576, 64), (640, 320), (1536, 128), (2304, 128)] {
+    for (k, block) in
+        [(32, 32), (96, 32), (128, 128), (384, 128), (576, 64), (640, 320), (1024, 512), (1536, 128), (2304, 128)]
+    {
         for permutations in 0..=2 {
             let transform = transform(k, block, permutations, false, permutations == 1);
             for count in [1, 2, 15, 16, 17, 33] {
