@@ -161,7 +161,7 @@ pub struct SpeedPoint {
     /// Tokens a second at the median.
     pub tokens_per_second: f64,
     /// Time of the floating-point method over this one's, same phase, batch and run: the median ratio of samples that were taken in
-    /// turns (`layer`), or that of the medians (`model`).
+    /// turns (`layer`), or that of the medians (`model`, and where one side has more samples).
     pub speedup: Option<f64>,
     /// Share of the kernels' time that `transform_quantize` takes, with the norm or SiLU and the quantization inside it.
     pub transform_share: Option<f64>,

@@ -223,8 +223,8 @@ pub(super) fn transform_share(kernels: &[KernelTime]) -> Option<f64> {
     (prologues > 0.0 && all > 0.0).then(|| prologues / all)
 }
 
-/// Fills in what is relative to the other points of the same phase, batch and run. Where samples were taken in turns the ratio is
-/// the median of those of neighbours, which a machine that slows down leaves alone; else it is that of the medians.
+/// Fills in what is relative to the other points of the same phase, batch and run. Where as many samples were taken in turns the
+/// ratio is the median of those of neighbours, which a machine that slows down leaves alone; else it is that of the medians.
 pub(super) fn relate(points: &mut [SpeedPoint], in_turns: bool) {
     let float = |point: &SpeedPoint| Method::parse(&point.method).is_some_and(Method::is_float);
     let ratio = |of: &SpeedPoint, to: &SpeedPoint| {

@@ -9,8 +9,7 @@ pub(super) const CHUNK: usize = 16;
 pub(super) const LARGEST_BLOCK: usize = 512;
 
 /// Which columns stand in the 16 lanes of a group: one block of up to 16 tokens, a permutation being which rows are read; or 16
-/// blocks of a token that is alone, which is 16 times less work for it, and a permutation gathers. (Two blocks of 8 tokens, half
-/// as much to keep in the cache, are no faster with K 11008.)
+/// blocks of a token that is alone, which is 16 times less work for it, and a permutation gathers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
     /// From 1 to 16.
