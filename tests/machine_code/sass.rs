@@ -75,22 +75,18 @@ impl Routine {
         for (i, to) in successors.iter().enumerate() {
             to.iter().for_each(|&to| predecessors[to].push(i));
         }
-        let reached = reach(0, &successors, None);
+        let reached = reach([0], &successors, None);
         let mut out = Vec::new();
-        for head in (0..count).filter(|&i| reached.contains(&i) && predecessors[i].len() > usize::from(i > 0)) {
+        for head in (0..count).filter(|&i| reached[i] && predecessors[i].len() > usize::from(i > 0)) {
             // What is no longer reached without the head is dominated by it.
-            let without = reach(0, &successors, Some(head));
+            let without = reach([0], &successors, Some(head));
             let latches: Vec<usize> =
-                predecessors[head].iter().copied().filter(|i| reached.contains(i) && !without.contains(i)).collect();
+                predecessors[head].iter().copied().filter(|&i| reached[i] && !without[i]).collect();
             if latches.is_empty() {
                 continue;
             }
-            let mut body = BTreeSet::from([head]);
-            for latch in latches {
-                body.extend(reach(latch, &predecessors, Some(head)));
-            }
-            body.retain(|i| reached.contains(i));
-            out.push(Loop { body });
+            let body = reach(latches, &predecessors, Some(head));
+            out.push(Loop { body: (0..count).filter(|&i| i == head || (body[i] && reached[i])).collect() });
         }
         out
     }
@@ -152,12 +148,12 @@ fn targets(operands: &str) -> impl Iterator<Item = &str> {
         .filter(|word| word.starts_with(".L"))
 }
 
-/// What is reached from `start` along `edges`, never through `barred`.
-fn reach(start: usize, edges: &[Vec<usize>], barred: Option<usize>) -> BTreeSet<usize> {
-    let mut seen = BTreeSet::new();
-    let mut open = vec![start];
+/// Which are reached from `starts` along `edges`, never through `barred`.
+fn reach(starts: impl Into<Vec<usize>>, edges: &[Vec<usize>], barred: Option<usize>) -> Vec<bool> {
+    let mut seen = vec![false; edges.len()];
+    let mut open = starts.into();
     while let Some(i) = open.pop() {
-        if Some(i) != barred && i < edges.len() && seen.insert(i) {
+        if Some(i) != barred && i < edges.len() && !std::mem::replace(&mut seen[i], true) {
             open.extend(&edges[i]);
         }
     }
