@@ -3,7 +3,7 @@
 use super::columns::{CHUNK, OCTET};
 use super::input::Input;
 use super::product::Rotation;
-use super::split::split_pairs;
+use super::round::round_pairs;
 use super::steps::DEPTH;
 use crate::kernels::cpu::tile_registers::TILE;
 use crate::kernels::cpu::tiles::Line;
@@ -27,7 +27,7 @@ impl Cursor {
 }
 
 /// A chunk of 16 channels at a time: the rows of its lanes are staged, whole cache lines of them, and while those of the next
-/// chunk are, it becomes columns, split in two. Both together are cut into ten pieces, of which each has little to do.
+/// chunk are, it becomes columns of bfloat16. Both together are cut into ten pieces, of which each has little to do.
 pub(super) struct Coming<'a, I> {
     rotation: Rotation,
     input: &'a I,
@@ -159,14 +159,12 @@ impl<'a, I: Input> Coming<'a, I> {
         let Cursor { group, channel } = self.laid;
         let stage = self.stage.0[channel / CHUNK % 2].as_ptr();
         let channel = channel + half * OCTET;
-        let out = self.rotation.operand(group).wrapping_add(channel / DEPTH * 2 * TILE + channel % DEPTH * 32);
+        let out = self.rotation.operand(group).wrapping_add(channel / DEPTH * TILE + channel % DEPTH * 32);
         // SAFETY: by the caller's promise; two channels are a row of a tile.
         unsafe {
             let octet = self.input.octet(group, channel, stage.add(half * OCTET));
             for (pair, x) in octet.chunks_exact(2).enumerate() {
-                let (high, low) = split_pairs(x[0], x[1]);
-                _mm512_store_si512(out.add(pair * 64).cast(), high);
-                _mm512_store_si512(out.add(TILE + pair * 64).cast(), low);
+                _mm512_store_si512(out.add(pair * 64).cast(), round_pairs(x[0], x[1]));
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::super::TransformQuantize;
 use super::columns::{CHUNK, OCTET, Shape, side_by_side, transpose_octet, two_halves};
+use super::round::default_nan;
 use super::silu::silu;
-use super::split::default_nan;
 use crate::kernels::cpu::lanes::{self, Avx512};
 use std::arch::x86_64::*;
 

@@ -1,15 +1,15 @@
 //! Dense rotations on AMX-BF16 tiles, for [`Arithmetic::Fast`](crate::kernels::Arithmetic::Fast).
 //!
 //! A rotation is `y^T = R^T x^T` on groups of 16 columns: one block of 16 tokens, or 16 blocks of one token. `x` and `R`
-//! are each split into two bfloat16, and `x R ~ x_h R_h + x_l R_h + x_h R_l` is summed up in `f32`. What comes out lies as
+//! are rounded to bfloat16, as they are in models of that type; sums and all that follows are `f32`. What comes out lies as
 //! what goes in, `[channel][16]`, so that the permutation in between is which rows are read next (or a gather, where the
 //! lanes are blocks), and extremes and codes are taken lane by lane.
 //!
-//! **Error.** Splitting leaves `2^-16 |x|` and `2^-16 |R|` out (bfloat16 rounds within `2^-8`, twice), and the product of
-//! the two low parts, left out as well, is another `2^-16 |x| |R|`. Products are exact in `f32`; a tile of 32 channels is
-//! summed up in two chains of 16, which are added to each other and to the sum so far, each time within `2^-24`. With `3 B / 32`
-//! tiles an output is off by at most `(3 2^-16 + (17 + 3 B / 32) 2^-24 (1 + 2^-6)) sum |x| |R|`, which is below
-//! [`error_bound`], and by what tiles take for zero: numbers below `2^-126`.
+//! **Error.** Rounding `x` and `R` is within `2^-8` of each. Products are exact in `f32`; a tile of 32 channels is
+//! summed up in two chains of 16, which are added to each other and to the sum so far, each time within `2^-24`. With `B / 32`
+//! tiles an output is off by at most `(2^-7 + 2^-16 + (17 + B / 32) 2^-24 (1 + 2^-6)) sum |x| |R|`, which is below
+//! [`error_bound`], and by what tiles take for zero: numbers below `2^-126`. The 4-bit quantization that follows is off by up to a
+//! thirtieth of what a token's largest and smallest value are apart.
 //!
 //! Each output is one fixed chain of operations on its own column, whatever the group beside it and whichever the shape of
 //! the groups: the bits of a token depend on that token alone.
@@ -19,8 +19,8 @@ mod columns;
 mod coming;
 mod input;
 mod product;
+mod round;
 mod silu;
-mod split;
 mod steps;
 
 #[cfg(test)]
@@ -251,5 +251,5 @@ struct Work<'a> {
 /// An output `sum_k x[k] R[k, j]` of one rotation is within this times `sum_k |x[k]| |R[k, j]|` of the real number.
 #[cfg(test)]
 pub(super) const fn error_bound(block: usize) -> f64 {
-    3.0 / 65_536.0 + (18 + block / 10) as f64 / 16_777_216.0
+    1.0 / 128.0 + 1.0 / 65_536.0 + (18 + block / 30) as f64 / 16_777_216.0
 }

@@ -4,13 +4,13 @@
 use super::columns::{CHUNK, Extremes};
 use super::coming::Coming;
 use super::input::Input;
-use super::split::split;
+use super::round::round;
 use super::steps::{self, DEPTH, Step, Strip, group_bytes};
 use crate::kernels::cpu::tile_registers::TILE;
 
 /// `u16` of one packed rotation.
 pub(super) const fn packed_len(block: usize) -> usize {
-    2 * block * block
+    block * block
 }
 
 /// `f32` that the operands of two pairs of groups take.
@@ -18,20 +18,17 @@ pub(super) const fn operands_len(block: usize) -> usize {
     4 * group_bytes(block) / size_of::<f32>()
 }
 
-/// A rotation `[B, B]` as the left operand, `[B / 32 pairs of tiles of outputs][B / 32][high, low][2 tiles]`, a tile being
-/// 16 outputs by 32 inputs: what a step reads lies in one piece.
+/// A rotation `[B, B]` as the left operand, `[B / 32 pairs of tiles of outputs][B / 32][2 tiles]`, a tile being 16 outputs by 32
+/// inputs: what a step reads lies in one piece.
 pub(super) fn pack(rotation: &[f32], block: usize, tiles: &mut [u16]) {
     let mut tiles = tiles.chunks_exact_mut(TILE / size_of::<u16>());
     for outputs in (0..block).step_by(DEPTH) {
         for inputs in (0..block).step_by(DEPTH) {
-            for part in 0..2 {
-                for half in 0..2 {
-                    let Some(tile) = tiles.next() else { return };
-                    for (at, value) in tile.iter_mut().enumerate() {
-                        let (row, column) = (inputs + at % DEPTH, outputs + half * 16 + at / DEPTH);
-                        let parts = split(rotation[row * block + column]);
-                        *value = if part == 0 { parts.0 } else { parts.1 };
-                    }
+            for half in 0..2 {
+                let Some(tile) = tiles.next() else { return };
+                for (at, value) in tile.iter_mut().enumerate() {
+                    let (row, column) = (inputs + at % DEPTH, outputs + half * 16 + at / DEPTH);
+                    *value = round(rotation[row * block + column]);
                 }
             }
         }
@@ -120,7 +117,7 @@ impl Rotation {
             unsafe {
                 steps::zero();
                 for depth in 0..depths {
-                    let at = depth * 2 * TILE;
+                    let at = depth * TILE;
                     let step = Step::<TWO> { a, b0: b0.wrapping_add(at), b1: b1.wrapping_add(at) };
                     if coming.begin_step() {
                         busy::<TWO, LOOK>(step, coming, looks, depth);
@@ -131,7 +128,7 @@ impl Rotation {
                             looks.turn::<LOOK>(depth * Looks::SLOTS + slot);
                         }
                     }
-                    a = a.wrapping_add(4 * TILE);
+                    a = a.wrapping_add(2 * TILE);
                 }
                 let out = self.out.add((first * self.block + outputs * DEPTH) * 16);
                 let strip = Strip { out, block: self.block, two: TWO };
@@ -170,29 +167,21 @@ unsafe fn busy<const TWO: bool, const LOOK: bool>(
     unsafe {
         step.first::<0>();
         coming.piece::<0>();
-        step.second::<0>();
         coming.piece::<1>();
-        step.first::<1>();
-        coming.piece::<2>();
-        step.second::<1>();
-        coming.piece::<3>();
-        step.first::<2>();
-        coming.piece::<4>();
-        step.second::<2>();
         looks.turn::<LOOK>(slot);
-        step.first::<3>();
-        coming.piece::<5>();
-        step.second::<3>();
+        step.second::<0>();
+        coming.piece::<2>();
+        coming.piece::<3>();
+        coming.piece::<4>();
         looks.turn::<LOOK>(slot + 1);
+        step.first::<1>();
+        coming.piece::<5>();
         coming.piece::<6>();
-        step.first::<4>();
-        coming.piece::<7>();
-        step.second::<4>();
         looks.turn::<LOOK>(slot + 2);
+        step.second::<1>();
+        coming.piece::<7>();
         coming.piece::<8>();
-        step.first::<5>();
         coming.piece::<9>();
-        step.second::<5>();
         looks.turn::<LOOK>(slot + 3);
     }
 }

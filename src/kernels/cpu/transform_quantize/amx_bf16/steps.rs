@@ -1,10 +1,8 @@
 //! The tile instructions of a rotation: outputs in tmm0 to tmm3 (`[tile of outputs][group]`), rotation in tmm4 and tmm5,
 //! groups in tmm6 and tmm7.
 //!
-//! A step is 32 input channels by 32 outputs: the high parts of the rotation by the low ones of the groups, high by high and
-//! low by high, in this order for each output. It is cut into six pieces with vector work in between: a piece relies
-//! on the tiles that those before it have loaded. The rotation's are loaded with the hint that they are not needed again
-//! soon: in a first-level cache they would take the place of the groups, which are.
+//! A step is 32 input channels by 32 outputs. It is cut into two pieces of two products with vector work in between: a piece relies on
+//! the tiles that those before it have loaded.
 
 use crate::kernels::cpu::tile_registers::TILE;
 use std::arch::asm;
@@ -12,9 +10,9 @@ use std::arch::asm;
 /// Input channels of a step.
 pub(super) const DEPTH: usize = 32;
 
-/// Bytes of the operand that a group becomes: `[B / 32][high, low][16 pairs of channels][16 lanes][2]`.
+/// Bytes of the operand that a group becomes: `[B / 32][16 pairs of channels][16 lanes][2]`.
 pub(super) const fn group_bytes(block: usize) -> usize {
-    block / DEPTH * 2 * TILE
+    block / DEPTH * TILE
 }
 
 /// Begins new sums with zeros.
@@ -30,9 +28,9 @@ pub(super) unsafe fn zero() {
 /// The operands of a step, of one group or `TWO`.
 #[derive(Clone, Copy)]
 pub(super) struct Step<const TWO: bool> {
-    /// `[high, low][2 tiles of outputs]`.
+    /// Two tiles of outputs.
     pub(super) a: *const u8,
-    /// `[high, low]` of each group.
+    /// A tile of each group.
     pub(super) b0: *const u8,
     pub(super) b1: *const u8,
 }
@@ -50,14 +48,6 @@ impl<const TWO: bool> Step<TWO> {
             self.second::<0>();
             self.first::<1>();
             self.second::<1>();
-            self.first::<2>();
-            self.second::<2>();
-            self.first::<3>();
-            self.second::<3>();
-            self.first::<4>();
-            self.second::<4>();
-            self.first::<5>();
-            self.second::<5>();
         }
     }
 
@@ -72,29 +62,13 @@ impl<const TWO: bool> Step<TWO> {
         unsafe {
             match PIECE {
                 0 => asm!(
-                    "tileloadd tmm6, [{b} + {s} + 1024]",
-                    "tileloaddt1 tmm4, [{a} + {s}]",
+                    "tileloadd tmm6, [{b} + {s}]",
+                    "tileloadd tmm4, [{a} + {s}]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     a = in(reg) a, b = in(reg) b, s = in(reg) s, options(nostack, readonly)
                 ),
-                1 => asm!(
-                    "tileloaddt1 tmm5, [{a} + {s} + 1024]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    a = in(reg) a, s = in(reg) s, options(nostack, readonly)
-                ),
-                2 => asm!(
-                    "tileloadd tmm6, [{b} + {s}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    b = in(reg) b, s = in(reg) s, options(nostack, readonly)
-                ),
-                3 => asm!("tdpbf16ps tmm2, tmm5, tmm6", options(nostack, nomem)),
-                4 => asm!(
-                    "tileloaddt1 tmm4, [{a} + {s} + 2048]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    a = in(reg) a, s = in(reg) s, options(nostack, readonly)
-                ),
                 _ => asm!(
-                    "tileloaddt1 tmm5, [{a} + {s} + 3072]",
+                    "tileloadd tmm5, [{a} + {s} + 1024]",
                     "tdpbf16ps tmm2, tmm5, tmm6",
                     a = in(reg) a, s = in(reg) s, options(nostack, readonly)
                 ),
@@ -116,16 +90,10 @@ impl<const TWO: bool> Step<TWO> {
         unsafe {
             match PIECE {
                 0 => asm!(
-                    "tileloadd tmm7, [{b} + {s} + 1024]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    b = in(reg) b, s = in(reg) s, options(nostack, readonly)
-                ),
-                2 => asm!(
                     "tileloadd tmm7, [{b} + {s}]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
                     b = in(reg) b, s = in(reg) s, options(nostack, readonly)
                 ),
-                4 => asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nostack, nomem)),
                 _ => asm!("tdpbf16ps tmm3, tmm5, tmm7", options(nostack, nomem)),
             }
         }

@@ -173,6 +173,47 @@ fn every_division_covers_each_token_once() {
 }
 
 #[test]
+fn tokens_make_tiles_where_that_ends_sooner() {
+    // Tokens, threads, and how many jobs they are.
+    for (tokens, threads, jobs) in [
+        (1, 1, 1),
+        (4, 1, 4),
+        (16, 1, 1),
+        (17, 1, 2),
+        (8, 2, 8),
+        (16, 2, 1),
+        (32, 2, 2),
+        (20, 2, 5),
+        (16, 16, 16),
+        (512, 2, 32),
+    ] {
+        assert_eq!(Division::new(tokens, threads).jobs(), jobs, "{tokens} tokens on {threads} threads");
+    }
+}
+
+#[test]
+fn bfloat16_is_the_nearest() {
+    use super::round::round;
+    for (x, bits) in [
+        (0.0, 0),
+        (-1.0, 0xbf80),
+        (1.0 + 2.0_f32.powi(-8), 0x3f81), // a tie, away from zero
+        (1.0 + 2.0_f32.powi(-8) - f32::EPSILON, 0x3f80),
+        (f32::MAX, 0x7f80),
+        (f32::NEG_INFINITY, 0xff80),
+        (f32::NAN, 0x7fc0),
+    ] {
+        assert_eq!(round(x), bits, "{x}");
+    }
+    let mut noise = Noise(5);
+    for _ in 0..1000 {
+        let x = noise.normal() as f32;
+        let y = f32::from_bits(u32::from(round(x)) << 16);
+        assert!((x - y).abs() <= x.abs() / 256.0, "{x} becomes {y}");
+    }
+}
+
+#[test]
 fn sources_give_what_their_parts_give() {
     // One thread: whole tiles of tokens, a tile with empty lanes, and tokens one by one.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
