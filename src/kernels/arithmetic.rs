@@ -6,7 +6,8 @@
 /// bits again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
-    /// Whatever is fastest on the machine at hand. Codes differ from [`Arithmetic::Reproducible`]'s next to ties.
+    /// Whatever is fastest on the machine at hand: rotations multiply half-precision numbers in CUDA and bfloat16 on AMX. A code
+    /// that is near a tie may be another than [`Arithmetic::Reproducible`]'s.
     #[default]
     Fast,
     /// The CPU's scalar operations in their order: on the CPU the same bits on every instruction set.

@@ -3,8 +3,8 @@
 use super::columns::{CHUNK, OCTET};
 use super::input::Input;
 use super::product::Rotation;
-use super::round::round_pairs;
-use super::steps::DEPTH;
+use super::round::{round_pairs, split_pairs};
+use super::steps::{DEPTH, parts};
 use crate::kernels::cpu::tile_registers::TILE;
 use crate::kernels::cpu::tiles::Line;
 use std::arch::x86_64::_mm512_store_si512;
@@ -27,9 +27,9 @@ impl Cursor {
 }
 
 /// A chunk of 16 channels at a time: the rows of its lanes are staged, whole cache lines of them, and while those of the next
-/// chunk are, it becomes columns of bfloat16. Both together are cut into ten pieces, of which each has little to do.
-pub(super) struct Coming<'a, I> {
-    rotation: Rotation,
+/// chunk are, it becomes columns of bfloat16, one or two a number. Both together are cut into ten pieces, of which each has little to do.
+pub(super) struct Coming<'a, I, const FINE: bool> {
+    rotation: Rotation<FINE>,
     input: &'a I,
     /// The chunk whose rows are staged.
     staged: Cursor,
@@ -43,13 +43,13 @@ pub(super) struct Coming<'a, I> {
     stage: Line<[[f32; 16 * CHUNK]; 2]>,
 }
 
-impl<'a, I: Input> Coming<'a, I> {
+impl<'a, I: Input, const FINE: bool> Coming<'a, I, FINE> {
     /// Stages the first chunk.
     ///
     /// # Safety
     /// The machine has AVX-512, `input` has the groups of the rotation, and its operands can be written.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    pub(super) unsafe fn new(rotation: Rotation, input: &'a I) -> Self {
+    pub(super) unsafe fn new(rotation: Rotation<FINE>, input: &'a I) -> Self {
         let start = Cursor { group: 0, channel: 0 };
         let stage = Line([[0.0; 16 * CHUNK]; 2]);
         let mut coming = Self { rotation, input, staged: start, laid: start, chunks: 0, steps: 1, due: 0, stage };
@@ -159,12 +159,20 @@ impl<'a, I: Input> Coming<'a, I> {
         let Cursor { group, channel } = self.laid;
         let stage = self.stage.0[channel / CHUNK % 2].as_ptr();
         let channel = channel + half * OCTET;
-        let out = self.rotation.operand(group).wrapping_add(channel / DEPTH * TILE + channel % DEPTH * 32);
+        let out =
+            self.rotation.operand(group).wrapping_add(channel / DEPTH * parts(FINE) * TILE + channel % DEPTH * 32);
         // SAFETY: by the caller's promise; two channels are a row of a tile.
         unsafe {
             let octet = self.input.octet(group, channel, stage.add(half * OCTET));
             for (pair, x) in octet.chunks_exact(2).enumerate() {
-                _mm512_store_si512(out.add(pair * 64).cast(), round_pairs(x[0], x[1]));
+                let out = out.add(pair * 64);
+                if FINE {
+                    let (high, low) = split_pairs(x[0], x[1]);
+                    _mm512_store_si512(out.cast(), high);
+                    _mm512_store_si512(out.add(TILE).cast(), low);
+                } else {
+                    _mm512_store_si512(out.cast(), round_pairs(x[0], x[1]));
+                }
             }
         }
     }

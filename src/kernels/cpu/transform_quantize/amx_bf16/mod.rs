@@ -1,15 +1,17 @@
 //! Dense rotations on AMX-BF16 tiles, for [`Arithmetic::Fast`](crate::kernels::Arithmetic::Fast).
 //!
-//! A rotation is `y^T = R^T x^T` on groups of 16 columns: one block of 16 tokens, or 16 blocks of one token. `x` and `R`
-//! are rounded to bfloat16, as they are in models of that type; sums and all that follows are `f32`. What comes out lies as
+//! A rotation is `y^T = R^T x^T` on groups of 16 columns: one block of 16 tokens, or 16 blocks of one token. What comes out lies as
 //! what goes in, `[channel][16]`, so that the permutation in between is which rows are read next (or a gather, where the
 //! lanes are blocks), and extremes and codes are taken lane by lane.
 //!
-//! **Error.** Rounding `x` and `R` is within `2^-8` of each. Products are exact in `f32`; a tile of 32 channels is
-//! summed up in two chains of 16, which are added to each other and to the sum so far, each time within `2^-24`. With `B / 32`
-//! tiles an output is off by at most `(2^-7 + 2^-16 + (17 + B / 32) 2^-24 (1 + 2^-6)) sum |x| |R|`, which is below
-//! [`error_bound`], and by what tiles take for zero: numbers below `2^-126`. The 4-bit quantization that follows is off by up to a
-//! thirtieth of what a token's largest and smallest value are apart.
+//! `x` and `R` are rounded to bfloat16, as they are in models of that type, where [`COARSE_BITS`] or fewer bits come behind: sums
+//! and all that follows are `f32`. Else each is the sum of two bfloat16, and `x R ~ x_h R_h + x_l R_h + x_h R_l`.
+//!
+//! **Error.** Rounding `x` and `R` is within `2^-8` of each; splitting leaves `2^-16` of each out, and the product of the two low
+//! parts, left out as well, is another `2^-16 |x| |R|`. Products are exact in `f32`; a tile of 32 channels is
+//! summed up in two chains of 16, which are added to each other and to the sum so far, each time within `2^-24`. With `n B / 32`
+//! tiles, of `n` products, an output is off by at most `(r + (17 + n B / 32) 2^-24 (1 + 2^-6)) sum |x| |R|`, where `r` is
+//! `2^-7 + 2^-16` or `3 2^-16`, which is below [`error_bound`], and by what tiles take for zero: numbers below `2^-126`.
 //!
 //! Each output is one fixed chain of operations on its own column, whatever the group beside it and whichever the shape of
 //! the groups: the bits of a token depend on that token alone.
@@ -41,6 +43,10 @@ const TILE_TOKENS: usize = 16;
 
 /// Least clip ratio with which codes are rounded in 32-bit integers.
 const LEAST_CLIP: f32 = 1.0 / 1024.0;
+
+/// Most bits of codes before which numbers of one bfloat16 are as good as any: roundings are then a hundred times less than those of
+/// the codes, whose steps are a sixtieth of a token's range or more.
+const COARSE_BITS: u32 = 6;
 
 /// Multiply-adds below which everything stays on the calling thread.
 pub(super) const INLINE_WORK: usize = 1 << 22;
@@ -90,6 +96,8 @@ pub(super) struct AmxBf16 {
     channels: usize,
     block: usize,
     rotations: usize,
+    /// Whether numbers are two bfloat16.
+    fine: bool,
     /// Each as [`product::pack`] lays it out.
     tiles: Aligned<u16>,
     /// Each permutation for 16 blocks of one token, `[groups][B][16]`: where the value lies in the groups before it, or the
@@ -107,10 +115,11 @@ impl AmxBf16 {
         if !(takes && rounds && crate::kernels::cpu::isa::amx_bf16()) {
             return None;
         }
-        let size = product::packed_len(block);
+        let fine = affine.is_none_or(|affine| affine.bits > COARSE_BITS);
+        let size = product::packed_len(block, fine);
         let mut tiles = Aligned::new(rotations * size);
         for (i, tiles) in tiles.as_mut_slice().chunks_exact_mut(size).enumerate() {
-            product::pack(transform.rotation(i), block, tiles);
+            product::pack(transform.rotation(i), block, fine, tiles);
         }
         let blocks = channels / block;
         let groups = blocks.div_ceil(16);
@@ -128,7 +137,7 @@ impl AmxBf16 {
                 });
             }
         }
-        Some(Self { channels, block, rotations, tiles, gathers })
+        Some(Self { channels, block, rotations, fine, tiles, gathers })
     }
 
     /// How `count` tokens lie in groups, at most a tile of them.
@@ -143,7 +152,7 @@ impl AmxBf16 {
 
     /// `f32` that [`Self::run`] needs for up to `tokens` tokens.
     pub(super) fn scratch_len(&self, tokens: usize) -> usize {
-        2 * self.half_len(tokens) + product::operands_len(self.block)
+        2 * self.half_len(tokens) + product::operands_len(self.block, self.fine)
     }
 
     /// One of two buffers: groups, and the zeros behind those of one token.
@@ -174,16 +183,26 @@ impl AmxBf16 {
         // SAFETY: `plan` has seen the features; buffers have the length of the groups, and operands hold the tokens.
         unsafe {
             match source {
-                Source::Tokens(x) => self.transform(Tokens { x: &x[tokens], channels: k }, work),
+                Source::Tokens(x) => self.either(Tokens { x: &x[tokens], channels: k }, work),
                 Source::RmsNorm { x, weight, epsilon } => {
-                    self.transform(RmsNorm::new(&x[tokens], weight, epsilon, shape), work);
+                    self.either(RmsNorm::new(&x[tokens], weight, epsilon, shape), work);
                 }
                 Source::SiluMul { gate_up } => {
                     let gate_up = &gate_up[2 * tokens.start..2 * tokens.end];
-                    self.transform(SiluMul { gate_up, channels: k }, work);
+                    self.either(SiluMul { gate_up, channels: k }, work);
                 }
             }
         }
+    }
+
+    /// [`Self::transform`] with numbers of one bfloat16 or of two.
+    ///
+    /// # Safety
+    /// As [`Self::transform`].
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn either(&self, source: impl Operands, work: Work<'_>) {
+        // SAFETY: by the caller's promise.
+        unsafe { if self.fine { self.transform::<true>(source, work) } else { self.transform::<false>(source, work) } }
     }
 
     /// Transforms, and quantizes where the sink takes codes.
@@ -192,7 +211,7 @@ impl AmxBf16 {
     /// The machine has AMX-BF16, and `source` the tokens. Of the buffers, `x` and `y` are [`Self::half_len`] long, and
     /// `operands` is as long as a rotation's.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn transform(&self, source: impl Operands, work: Work<'_>) {
+    unsafe fn transform<const FINE: bool>(&self, source: impl Operands, work: Work<'_>) {
         let Work { plan, shape, x, y, operands, sink } = work;
         let (k, block) = (self.channels, self.block);
         let groups = shape.groups();
@@ -205,8 +224,8 @@ impl AmxBf16 {
         unsafe {
             tile_registers::configure();
             for i in 0..self.rotations {
-                let tiles = self.tiles.as_slice()[i * product::packed_len(block)..].as_ptr();
-                let rotation = Rotation { block, tiles, groups, out: to, operands: operands.as_mut_ptr() };
+                let tiles = self.tiles.as_slice()[i * product::packed_len(block, FINE)..].as_ptr();
+                let rotation = Rotation::<FINE> { block, tiles, groups, out: to, operands: operands.as_mut_ptr() };
                 let extremes = (codes && i + 1 == self.rotations).then_some(&mut extremes);
                 if i == 0 {
                     rotation.run(&rows, extremes);
@@ -250,6 +269,7 @@ struct Work<'a> {
 
 /// An output `sum_k x[k] R[k, j]` of one rotation is within this times `sum_k |x[k]| |R[k, j]|` of the real number.
 #[cfg(test)]
-pub(super) const fn error_bound(block: usize) -> f64 {
-    1.0 / 128.0 + 1.0 / 65_536.0 + (18 + block / 30) as f64 / 16_777_216.0
+pub(super) const fn error_bound(block: usize, fine: bool) -> f64 {
+    let (relative, sums) = if fine { (3.0 / 65_536.0, 18 + block / 10) } else { (513.0 / 65_536.0, 18 + block / 30) };
+    relative + sums as f64 / 16_777_216.0
 }

@@ -4,40 +4,43 @@
 use super::columns::{CHUNK, Extremes};
 use super::coming::Coming;
 use super::input::Input;
-use super::round::round;
-use super::steps::{self, DEPTH, Step, Strip, group_bytes};
+use super::round::{round, split};
+use super::steps::{self, DEPTH, Step, Strip, group_bytes, parts};
 use crate::kernels::cpu::tile_registers::TILE;
 
 /// `u16` of one packed rotation.
-pub(super) const fn packed_len(block: usize) -> usize {
-    block * block
+pub(super) const fn packed_len(block: usize, fine: bool) -> usize {
+    parts(fine) * block * block
 }
 
 /// `f32` that the operands of two pairs of groups take.
-pub(super) const fn operands_len(block: usize) -> usize {
-    4 * group_bytes(block) / size_of::<f32>()
+pub(super) const fn operands_len(block: usize, fine: bool) -> usize {
+    4 * group_bytes(block, fine) / size_of::<f32>()
 }
 
-/// A rotation `[B, B]` as the left operand, `[B / 32 pairs of tiles of outputs][B / 32][2 tiles]`, a tile being 16 outputs by 32
-/// inputs: what a step reads lies in one piece.
-pub(super) fn pack(rotation: &[f32], block: usize, tiles: &mut [u16]) {
+/// A rotation `[B, B]` as the left operand, `[B / 32 pairs of tiles of outputs][B / 32][high, low][2 tiles]` or high parts alone, a
+/// tile being 16 outputs by 32 inputs: what a step reads lies in one piece.
+pub(super) fn pack(rotation: &[f32], block: usize, fine: bool, tiles: &mut [u16]) {
     let mut tiles = tiles.chunks_exact_mut(TILE / size_of::<u16>());
     for outputs in (0..block).step_by(DEPTH) {
         for inputs in (0..block).step_by(DEPTH) {
-            for half in 0..2 {
-                let Some(tile) = tiles.next() else { return };
-                for (at, value) in tile.iter_mut().enumerate() {
-                    let (row, column) = (inputs + at % DEPTH, outputs + half * 16 + at / DEPTH);
-                    *value = round(rotation[row * block + column]);
+            for part in 0..parts(fine) {
+                for half in 0..2 {
+                    let Some(tile) = tiles.next() else { return };
+                    for (at, value) in tile.iter_mut().enumerate() {
+                        let (row, column) = (inputs + at % DEPTH, outputs + half * 16 + at / DEPTH);
+                        let number = rotation[row * block + column];
+                        *value = if part == 0 { round(number) } else { split(number).1 };
+                    }
                 }
             }
         }
     }
 }
 
-/// One rotation of every group.
+/// One rotation of every group, with numbers of two bfloat16 if it is to be `FINE`.
 #[derive(Clone, Copy)]
-pub(super) struct Rotation {
+pub(super) struct Rotation<const FINE: bool> {
     pub(super) block: usize,
     /// [`pack`]'s.
     pub(super) tiles: *const u16,
@@ -49,7 +52,7 @@ pub(super) struct Rotation {
     pub(super) operands: *mut f32,
 }
 
-impl Rotation {
+impl<const FINE: bool> Rotation<FINE> {
     /// Rotates what `input` brings in, and where `extremes` are wanted looks at every value of `out`.
     ///
     /// Two groups by two tiles of outputs are multiplied at a time, so that each tile that is loaded meets two. Nearly every
@@ -82,7 +85,7 @@ impl Rotation {
     /// As [`Self::run`]; the first pair has been brought in.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn pairs<const LOOK: bool>(&self, coming: &mut Coming<'_, impl Input>, looks: &mut Looks) {
+    unsafe fn pairs<const LOOK: bool>(&self, coming: &mut Coming<'_, impl Input, FINE>, looks: &mut Looks) {
         let depths = self.block / DEPTH;
         for first in (0..self.groups).step_by(2) {
             coming.spread(self.chunks(first + 2), depths * depths);
@@ -106,7 +109,7 @@ impl Rotation {
     unsafe fn pair<const TWO: bool, const LOOK: bool>(
         &self,
         first: usize,
-        coming: &mut Coming<'_, impl Input>,
+        coming: &mut Coming<'_, impl Input, FINE>,
         looks: &mut Looks,
     ) {
         let depths = self.block / DEPTH;
@@ -117,10 +120,10 @@ impl Rotation {
             unsafe {
                 steps::zero();
                 for depth in 0..depths {
-                    let at = depth * TILE;
-                    let step = Step::<TWO> { a, b0: b0.wrapping_add(at), b1: b1.wrapping_add(at) };
+                    let at = depth * parts(FINE) * TILE;
+                    let step = Step::<TWO, FINE> { a, b0: b0.wrapping_add(at), b1: b1.wrapping_add(at) };
                     if coming.begin_step() {
-                        busy::<TWO, LOOK>(step, coming, looks, depth);
+                        busy::<TWO, LOOK, FINE>(step, coming, looks, depth);
                         coming.end_step();
                     } else {
                         step.all();
@@ -128,7 +131,7 @@ impl Rotation {
                             looks.turn::<LOOK>(depth * Looks::SLOTS + slot);
                         }
                     }
-                    a = a.wrapping_add(2 * TILE);
+                    a = a.wrapping_add(parts(FINE) * 2 * TILE);
                 }
                 let out = self.out.add((first * self.block + outputs * DEPTH) * 16);
                 let strip = Strip { out, block: self.block, two: TWO };
@@ -146,7 +149,7 @@ impl Rotation {
     /// Where the operand of a group lies; the pairs take turns.
     #[inline(always)]
     pub(super) fn operand(&self, group: usize) -> *mut u8 {
-        self.operands.cast::<u8>().wrapping_add(group % 4 * group_bytes(self.block))
+        self.operands.cast::<u8>().wrapping_add(group % 4 * group_bytes(self.block, FINE))
     }
 }
 
@@ -156,33 +159,62 @@ impl Rotation {
 /// As [`Rotation::run`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn busy<const TWO: bool, const LOOK: bool>(
-    step: Step<TWO>,
-    coming: &mut Coming<'_, impl Input>,
+unsafe fn busy<const TWO: bool, const LOOK: bool, const FINE: bool>(
+    step: Step<TWO, FINE>,
+    coming: &mut Coming<'_, impl Input, FINE>,
     looks: &mut Looks,
     depth: usize,
 ) {
     let slot = depth * Looks::SLOTS;
     // SAFETY: by the caller's promise.
     unsafe {
-        step.first::<0>();
-        coming.piece::<0>();
-        coming.piece::<1>();
-        looks.turn::<LOOK>(slot);
-        step.second::<0>();
-        coming.piece::<2>();
-        coming.piece::<3>();
-        coming.piece::<4>();
-        looks.turn::<LOOK>(slot + 1);
-        step.first::<1>();
-        coming.piece::<5>();
-        coming.piece::<6>();
-        looks.turn::<LOOK>(slot + 2);
-        step.second::<1>();
-        coming.piece::<7>();
-        coming.piece::<8>();
-        coming.piece::<9>();
-        looks.turn::<LOOK>(slot + 3);
+        if FINE {
+            step.first::<0>();
+            coming.piece::<0>();
+            step.second::<0>();
+            coming.piece::<1>();
+            step.first::<1>();
+            coming.piece::<2>();
+            step.second::<1>();
+            coming.piece::<3>();
+            step.first::<2>();
+            coming.piece::<4>();
+            step.second::<2>();
+            looks.turn::<LOOK>(slot);
+            step.first::<3>();
+            coming.piece::<5>();
+            step.second::<3>();
+            looks.turn::<LOOK>(slot + 1);
+            coming.piece::<6>();
+            step.first::<4>();
+            coming.piece::<7>();
+            step.second::<4>();
+            looks.turn::<LOOK>(slot + 2);
+            coming.piece::<8>();
+            step.first::<5>();
+            coming.piece::<9>();
+            step.second::<5>();
+            looks.turn::<LOOK>(slot + 3);
+        } else {
+            step.first::<0>();
+            coming.piece::<0>();
+            coming.piece::<1>();
+            looks.turn::<LOOK>(slot);
+            step.second::<0>();
+            coming.piece::<2>();
+            coming.piece::<3>();
+            coming.piece::<4>();
+            looks.turn::<LOOK>(slot + 1);
+            step.first::<1>();
+            coming.piece::<5>();
+            coming.piece::<6>();
+            looks.turn::<LOOK>(slot + 2);
+            step.second::<1>();
+            coming.piece::<7>();
+            coming.piece::<8>();
+            coming.piece::<9>();
+            looks.turn::<LOOK>(slot + 3);
+        }
     }
 }
 

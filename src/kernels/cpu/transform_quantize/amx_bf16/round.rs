@@ -1,4 +1,4 @@
-//! `f32` as bfloat16.
+//! `f32` as bfloat16, or as the sum of two.
 
 use std::arch::x86_64::*;
 
@@ -20,6 +20,25 @@ pub(super) fn round_pairs(a: __m512, b: __m512) -> __m512i {
     let round = |x: __m512| _mm512_add_epi32(_mm512_castps_si512(x), half);
     // Where the mask is set `b`, elsewhere `a`.
     _mm512_ternarylogic_epi32::<0xca>(mask, round(b), _mm512_srli_epi32::<16>(round(a)))
+}
+
+/// The bits of the two bfloat16 whose sum is nearly `x`: [`round`] of it and of what that leaves. Both errors are at most `2^-8` of
+/// what is rounded, and the difference in between is exact, so that the sum is within `2^-16 |x|`. Where the first is infinity the
+/// second is, too, or NaN.
+pub(super) fn split(x: f32) -> (u16, u16) {
+    let high = round(x);
+    (high, round(x - f32::from_bits(u32::from(high) << 16)))
+}
+
+/// [`split`] of two vectors of lanes: pairs of high parts and pairs of low parts, as [`round_pairs`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn split_pairs(a: __m512, b: __m512) -> (__m512i, __m512i) {
+    let (half, mask) = (_mm512_set1_epi32(HALF), _mm512_set1_epi32(0xffff_0000_u32 as i32));
+    let high = |x: __m512| _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), mask);
+    let (a_high, b_high) = (high(a), high(b));
+    let low = round_pairs(_mm512_sub_ps(a, _mm512_castsi512_ps(a_high)), _mm512_sub_ps(b, _mm512_castsi512_ps(b_high)));
+    (_mm512_or_si512(_mm512_srli_epi32::<16>(a_high), b_high), low)
 }
 
 /// The default NaN for every NaN, and every number as it is.

@@ -25,7 +25,7 @@ fn float(plan: &TransformQuantize, source: Source<'_>, count: usize) -> Vec<f32>
 }
 
 /// One token in `f64`, and by how much each value may be off where the token is off by `relative`.
-fn bounded(transform: &Transform, row: &[f32], relative: f64) -> (Vec<f64>, Vec<f64>) {
+fn bounded(transform: &Transform, fine: bool, row: &[f32], relative: f64) -> (Vec<f64>, Vec<f64>) {
     let (k, b) = (transform.channels, transform.block);
     // Smoothing is one multiplication in `f32`, as it is in the kernel.
     let factor = |i: usize| transform.inverse_smooth.as_ref().map_or(1.0, |f| f[i]);
@@ -44,7 +44,7 @@ fn bounded(transform: &Transform, row: &[f32], relative: f64) -> (Vec<f64>, Vec<
             for i in 0..b {
                 let (x, off, r) = (x[first + i], off[first + i], f64::from(r[i * b + j]));
                 y[at] += x * r;
-                next[at] += (off + error_bound(b) * (x.abs() + off)) * r.abs();
+                next[at] += (off + error_bound(b, fine) * (x.abs() + off)) * r.abs();
             }
             // What tiles take for zero.
             next[at] += b as f64 * 2.0_f64.powi(-120);
@@ -69,7 +69,7 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
         let row = &x[t * k..(t + 1) * k];
         let value = &values[t * k..(t + 1) * k];
         if t < 40 || t + 2 > count {
-            let (want, off) = bounded(transform, row, 0.0);
+            let (want, off) = bounded(transform, affine.bits > COARSE_BITS, row, 0.0);
             for (at, ((want, off), got)) in want.iter().zip(&off).zip(value).enumerate() {
                 let error = (want - f64::from(*got)).abs();
                 assert!(error <= *off, "{what}: token {t}, channel {at}: {got} is off {want} by {error}, not {off}");
@@ -210,6 +210,9 @@ fn bfloat16_is_the_nearest() {
         let x = noise.normal() as f32;
         let y = f32::from_bits(u32::from(round(x)) << 16);
         assert!((x - y).abs() <= x.abs() / 256.0, "{x} becomes {y}");
+        let (high, low) = super::round::split(x);
+        let sum = f32::from_bits(u32::from(high) << 16) + f32::from_bits(u32::from(low) << 16);
+        assert!(high == round(x) && (x - sum).abs() <= x.abs() / 65_536.0, "{x} becomes {sum}");
     }
 }
 
@@ -236,7 +239,7 @@ fn sources_give_what_their_parts_give() {
             let (values, got) = (pool.install(|| float(&plan, source, count)), run(source));
             let alone = fast(&transform, AFFINE, 1).unwrap();
             for (t, (value, part)) in values.chunks_exact(k).zip(parts.chunks_exact(k)).enumerate() {
-                let (want, off) = bounded(&transform, part, 2.0_f64.powi(-16));
+                let (want, off) = bounded(&transform, false, part, 2.0_f64.powi(-16));
                 let within =
                     want.iter().zip(&off).zip(value).all(|((want, off), &y)| (want - f64::from(y)).abs() <= *off);
                 assert!(within, "K {k} T {count}: token {t}");
