@@ -60,9 +60,9 @@ impl Source<'_> {
 /// slow.
 ///
 /// With [`Arithmetic::Fast`] dense rotations of blocks of a multiple of 32 (up to 512) run on AMX-BF16, where the machine
-/// has it. Before codes of up to 6 bits `x` and `R` are rounded to bfloat16, and an output is within `2^-6 sum_k |x_k| |R_kj|` of the
-/// real number; else each is the sum of two bfloat16, and it is within `2^-14 sum_k |x_k| |R_kj|`. Tiles take numbers below `2^-126` for
-/// zero. Everything else, the norm, the product and the quantizer, is the same operations as ever.
+/// has it. Before codes of up to 6 bits `x` and `R` are rounded to bfloat16, and an output is within
+/// `0.008 sum_k |x_k| |R_kj|` of the real number; else each is the sum of two bfloat16, and it is within
+/// `2^-14 sum_k |x_k| |R_kj|`. Tiles take numbers below `2^-126` for zero. Everything else, the norm, the product and the quantizer, is the same operations as ever.
 ///
 /// A token whose transformed values hold NaN or infinity, or span more than `f32` can, gets scale NaN, zero point 0, codes
 /// 0 and row sum 0: everything computed from it is NaN, and nothing else is touched. On AMX-BF16 a value beyond 3.39e38,
