@@ -7,7 +7,7 @@
 //! it cannot know which thread it is on.
 
 use super::pack::{BLOCK, PANEL};
-use super::task::{Output, Task};
+use super::task::Task;
 use super::{avx512, parallel};
 use crate::kernels::cpu::tile_registers::{self, TILE};
 use crate::kernels::cpu::tiles::Line;
@@ -147,22 +147,6 @@ fn prefetch(at: *const u8, lines: usize) {
     }
 }
 
-/// Asks for the cache lines of the output of some tokens by two panels, to write them: they arrive while tiles are
-/// multiplied, where stores that miss would hold up everything behind them.
-#[inline(always)]
-fn own(task: &Task, tokens: Range<usize>, panel: usize) {
-    let n = task.weights.n();
-    let out = match task.output {
-        Output::Float { y, .. } => y.cast::<u8>(),
-        Output::Integer(out) => out.cast::<u8>(),
-    };
-    for t in tokens {
-        let at = out.wrapping_add(4 * (t * n + panel * PANEL));
-        // SAFETY: a prefetch changes no state and may name any address.
-        unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) at, options(nostack, readonly)) };
-    }
-}
-
 /// Many groups: a stretch of both panels is unpacked into the L1 cache and all groups run over it, while the sums wait
 /// in a buffer.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -214,7 +198,11 @@ unsafe fn many(task: &Task, tiles: &[u8], groups: Range<usize>, panel: usize) {
                         step_one(a, b)
                     }
                     if last {
-                        own(task, group * 16 + block * 32 / count..group * 16 + (block + 1) * 32 / count, panel);
+                        avx512::own(
+                            task,
+                            group * 16 + block * 32 / count..group * 16 + (block + 1) * 32 / count,
+                            panel,
+                        );
                     }
                 }
                 store(c, two);

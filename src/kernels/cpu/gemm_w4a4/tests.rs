@@ -137,7 +137,7 @@ fn every_instruction_set_equals_the_definition() {
 fn extremes_do_not_saturate() {
     let mut random = Random(2);
     for (weight_bits, activation_bits) in [(2, 2), (4, 4), (4, 8), (5, 8), (7, 8), (8, 7), (8, 2), (8, 8)] {
-        for (t, k, n) in [(1, 11_008, 17), (19, 1536, 33), (9, 65, 16)] {
+        for (t, k, n) in [(1, 11_008, 17), (19, 1536, 33), (9, 65, 16), (37, 1600, 17)] {
             for (fill_x, fill_w) in [(Fill::Max, Fill::Max), (Fill::Zeros, Fill::Max), (Fill::Max, Fill::Random)] {
                 let (w, codes) = weight(n, k, weight_bits, fill_w, &mut random);
                 let x = tokens(t, k, activation_bits, fill_x, &mut random);

@@ -1,8 +1,11 @@
 //! AVX-512 VNNI: one register holds 16 channels by 4 input channels, one `vpdpbusd` adds their products with four
 //! broadcast activation codes.
 
+mod many;
+
 use super::pack::PANEL;
 use super::task::{Output, Task};
+use std::arch::asm;
 use std::arch::x86_64::{
     __m512i, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
@@ -18,6 +21,16 @@ const SIGNED_TOKENS: u8 = 0;
 const SIGNED_WEIGHTS: u8 = 1;
 /// 8-bit activations and 8-bit weights: weights less 128, which the epilogue puts right.
 const SHIFTED_WEIGHTS: u8 = 2;
+
+/// What weights are less by than their codes.
+const fn offset(sides: u8) -> i32 {
+    if sides == SHIFTED_WEIGHTS { 128 } else { 0 }
+}
+
+/// Most tokens whose sums stay in registers, by two panels.
+const STEP: usize = 8;
+/// From so many tokens on weights are unpacked ahead of them, rather than anew with every step.
+const MANY: usize = 32;
 
 /// Computes the tokens `tokens` of the panels `panels`.
 ///
@@ -39,6 +52,13 @@ pub(super) unsafe fn run(task: &Task, tokens: Range<usize>, panels: Range<usize>
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn sweep<const NIBBLES: bool, const SIDES: u8>(task: &Task, tokens: Range<usize>, panels: Range<usize>) {
+    if tokens.len() >= MANY {
+        for panel in panels.step_by(2) {
+            // SAFETY: the caller's promises; a panel beside the last one is padding.
+            unsafe { many::pair::<NIBBLES, SIDES>(task, tokens.clone(), panel) };
+        }
+        return;
+    }
     let mut t = tokens.start;
     while t < tokens.end {
         let left = tokens.end - t;
@@ -119,10 +139,25 @@ unsafe fn tile<const NIBBLES: bool, const SIDES: u8, const T: usize, const P: us
             }
         }
     }
-    let offset = if SIDES == SHIFTED_WEIGHTS { 128 } else { 0 };
     for p in 0..P {
         // SAFETY: the element range belongs to the caller.
-        unsafe { finish(task, t, T, panel + p, offset, |i| _mm512_add_epi32(even[i][p], odd[i][p])) };
+        unsafe { finish(task, t, T, panel + p, offset(SIDES), |i| _mm512_add_epi32(even[i][p], odd[i][p])) };
+    }
+}
+
+/// Asks for the cache lines of the output of some tokens by two panels, to write them: they arrive while products
+/// are summed up, where stores that miss would hold up everything behind them.
+#[inline(always)]
+pub(super) fn own(task: &Task, tokens: Range<usize>, panel: usize) {
+    let n = task.weights.n();
+    let out = match task.output {
+        Output::Float { y, .. } => y.cast::<u8>(),
+        Output::Integer(out) => out.cast::<u8>(),
+    };
+    for t in tokens {
+        let at = out.wrapping_add(4 * (t * n + panel * PANEL));
+        // SAFETY: a prefetch changes no state and may name any address.
+        unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) at, options(nostack, readonly)) };
     }
 }
 
