@@ -211,7 +211,7 @@ proptest! {
 }
 
 /// With [`Arithmetic::Fast`] codes are the oracle's of the kernel's own values bit for bit, and those values lie within the
-/// documented bound: the length of a block times `2^-14`, or times 0.008 with 6 bits or fewer.
+/// documented bound: the length of a block times `2^-14`, or times 0.008 with 6 bits or fewer (16-bit integers stay well below).
 fn check_fast(transform: &Transform, x: &[f32], t: usize, settings: Affine) {
     let k = transform.channels;
     let plan = TransformQuantize::plan_with(transform, Some(settings), t, Isa::best(), Arithmetic::Fast).unwrap();

@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx_bf16;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 #[cfg(test)]
 mod tests;
@@ -59,10 +61,15 @@ impl Source<'_> {
 /// multiplication) on all of them. On a machine without fused multiply-add the portable kernel calls the library's and is
 /// slow.
 ///
-/// With [`Arithmetic::Fast`] dense rotations of blocks of a multiple of 32 (up to 512) run on AMX-BF16, where the machine
-/// has it. Before codes of up to 6 bits `x` and `R` are rounded to bfloat16, and an output is within
-/// `0.008 sum_k |x_k| |R_kj|` of the real number; else each is the sum of two bfloat16, and it is within
-/// `2^-14 sum_k |x_k| |R_kj|`. Tiles take numbers below `2^-126` for zero. Everything else, the norm, the product and the quantizer, is the same operations as ever.
+/// With [`Arithmetic::Fast`] there are other ways to do dense rotations; [`Self::kernel`] says which one runs. The norm, the
+/// product (a faster one beside tiles) and the quantizer are the same operations as ever.
+/// - AMX-BF16, where the machine has it, for blocks of a multiple of 32, up to 512. Before codes of up to 6 bits `x` and `R` are
+///   rounded to bfloat16, and an output is within `0.008 sum_k |x_k| |R_kj|` of the real number; else each is the sum of two
+///   bfloat16, and it is within `2^-14 sum_k |x_k| |R_kj|`. Tiles take numbers below `2^-126` for zero.
+/// - Otherwise AVX-512 VNNI, for blocks of a multiple of 16, up to 512, and codes of up to 6 bits. `x` and `R` become integers of 16
+///   bits, those of `x` by the largest value of the block, and with an orthogonal `R` an output is within
+///   `(2^-15 sqrt(B) + 2^-18 B) |x|` of the real number, `|x|` the length of the token's block. Values below `2^-112` or so
+///   may count as zero.
 ///
 /// A token whose transformed values hold NaN or infinity, or span more than `f32` can, gets scale NaN, zero point 0, codes
 /// 0 and row sum 0: everything computed from it is NaN, and nothing else is touched. On AMX-BF16 a value beyond 3.39e38,
@@ -83,7 +90,16 @@ pub struct TransformQuantize {
     /// Where the rotations run on AMX-BF16; then there are no strips.
     #[cfg(target_arch = "x86_64")]
     amx: Option<amx_bf16::AmxBf16>,
+    /// Where they run in 16-bit integers, likewise.
+    #[cfg(target_arch = "x86_64")]
+    vnni: Option<vnni::Vnni>,
 }
+
+/// Most bits of codes before which fast rotations round to bfloat16 or to 16-bit integers. Two bfloat16, each off by `2^-8` at most,
+/// leave an output off by some `2^-9` of its like; steps of 6 bits are a tenth of it, where a token's range is seven deviations,
+/// and their noise 14 times that. Integers leave less, unless a few values of a block are far larger than all others.
+#[cfg(target_arch = "x86_64")]
+const COARSE_BITS: u32 = 6;
 
 /// Multiply-adds below which everything stays on the calling thread.
 const INLINE_WORK: usize = 1 << 20;
@@ -122,12 +138,18 @@ impl TransformQuantize {
             return Err(Error::Unsupported { what: "channels", expected, got: channels.to_string() });
         }
         let rotations = transform.rotation_count();
-        let fast = arithmetic == Arithmetic::Fast && isa == Isa::Amx;
         #[cfg(target_arch = "x86_64")]
-        let amx = if fast { amx_bf16::AmxBf16::plan(transform, affine) } else { None };
+        let fast = arithmetic == Arithmetic::Fast;
         #[cfg(target_arch = "x86_64")]
-        let fast = amx.is_some();
-        let in_strips = !(transform.hadamard || fast);
+        let amx = if fast && isa == Isa::Amx { amx_bf16::AmxBf16::plan(transform, affine) } else { None };
+        #[cfg(target_arch = "x86_64")]
+        let vnni = if fast && amx.is_none() { vnni::Vnni::plan(transform, affine, isa) } else { None };
+        #[cfg(target_arch = "x86_64")]
+        let elsewhere = amx.is_some() || vnni.is_some();
+        // Other machines have one way.
+        #[cfg(not(target_arch = "x86_64"))]
+        let (elsewhere, _) = (false, arithmetic);
+        let in_strips = !(transform.hadamard || elsewhere);
         let mut strips = Aligned::new(if in_strips { rotations * packed_len(block) } else { 0 });
         if in_strips {
             for i in 0..rotations {
@@ -154,6 +176,8 @@ impl TransformQuantize {
             level,
             #[cfg(target_arch = "x86_64")]
             amx,
+            #[cfg(target_arch = "x86_64")]
+            vnni,
         })
     }
 
@@ -174,7 +198,9 @@ impl TransformQuantize {
     pub fn bytes(&self) -> usize {
         let factors = self.inverse_smooth.as_deref().map_or(0, size_of_val);
         #[cfg(target_arch = "x86_64")]
-        let factors = factors + self.amx.as_ref().map_or(0, amx_bf16::AmxBf16::bytes);
+        let factors = factors
+            + self.amx.as_ref().map_or(0, amx_bf16::AmxBf16::bytes)
+            + self.vnni.as_ref().map_or(0, vnni::Vnni::bytes);
         size_of_val(self.strips.as_slice()) + size_of_val(self.permutations.as_slice()) + factors
     }
 
@@ -184,6 +210,10 @@ impl TransformQuantize {
         #[cfg(target_arch = "x86_64")]
         if self.amx.is_some() {
             return format!("transform_quantize amx-bf16 dense {}", self.block);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.vnni.is_some() {
+            return format!("transform_quantize avx512 vpdpwssd dense {}", self.block);
         }
         let rotation = match (self.rotations, self.strips.as_slice().is_empty()) {
             (0, _) => "no rotation".into(),

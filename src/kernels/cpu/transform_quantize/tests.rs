@@ -31,7 +31,7 @@ fn orthogonal(n: usize, noise: &mut Noise) -> Vec<f32> {
     rows.concat().iter().map(|&x| x as f32).collect()
 }
 
-fn sylvester(n: usize) -> Vec<f32> {
+pub(super) fn sylvester(n: usize) -> Vec<f32> {
     let entry = 1.0 / (n as f32).sqrt();
     (0..n * n).map(|i| if ((i / n) & (i % n)).count_ones().is_multiple_of(2) { entry } else { -entry }).collect()
 }

@@ -43,6 +43,12 @@ impl Kernel for Tile<'_> {
                 gather(l, x, &plan.permutations[(i - 1) * k..i * k], y);
                 std::mem::swap(&mut x, &mut y);
             }
+            #[cfg(target_arch = "x86_64")]
+            if let Some(vnni) = &plan.vnni {
+                vnni.rotate(i, x, y);
+                std::mem::swap(&mut x, &mut y);
+                continue;
+            }
             if plan.strips.as_slice().is_empty() {
                 lanes::hadamard(l, x, plan.block);
             } else {

@@ -29,7 +29,7 @@ mod steps;
 mod tests;
 
 use super::tile::{Sink, Write};
-use super::{Source, TransformQuantize};
+use super::{COARSE_BITS, Source, TransformQuantize};
 use crate::kernels::cpu::aligned::Aligned;
 use crate::kernels::cpu::tile_registers;
 use crate::kernels::{Affine, Transform};
@@ -43,10 +43,6 @@ const TILE_TOKENS: usize = 16;
 
 /// Least clip ratio with which codes are rounded in 32-bit integers.
 const LEAST_CLIP: f32 = 1.0 / 1024.0;
-
-/// Most bits of codes before which numbers are one bfloat16. Two of those, each off by `2^-8` at most, leave an output off by some
-/// `2^-9` of its like; steps of 6 bits are a tenth of it, where a token's range is seven deviations, and their noise 14 times that.
-const COARSE_BITS: u32 = 6;
 
 /// Multiply-adds below which everything stays on the calling thread.
 pub(super) const INLINE_WORK: usize = 1 << 22;
