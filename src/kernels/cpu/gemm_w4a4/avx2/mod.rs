@@ -1,6 +1,8 @@
 //! AVX2: a panel is two registers of 8 channels by 4 input channels. Weight nibbles go through `vpmaddubsw`, whose
 //! 16-bit sums they cannot fill; 8-bit weights could, so they are widened and go through `vpmaddwd`.
 
+mod many;
+
 use super::pack::PANEL;
 use super::task::Task;
 use std::arch::x86_64::{
@@ -9,6 +11,9 @@ use std::arch::x86_64::{
     _mm256_srli_epi16, _mm256_storeu_si256,
 };
 use std::ops::Range;
+
+/// From so many tokens on nibbles are unpacked ahead of them, rather than anew with every few.
+const MANY: usize = 8;
 
 /// Computes the tokens `tokens` of the panels `panels`.
 ///
@@ -23,6 +28,13 @@ pub(super) unsafe fn run(task: &Task, tokens: Range<usize>, panels: Range<usize>
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn sweep<const NIBBLES: bool>(task: &Task, tokens: Range<usize>, panels: Range<usize>) {
+    if NIBBLES && tokens.len() >= MANY {
+        for panel in panels {
+            // SAFETY: the caller's promises.
+            unsafe { many::panel(task, tokens.clone(), panel) };
+        }
+        return;
+    }
     let mut t = tokens.start;
     while t < tokens.end {
         let step = match tokens.end - t {
