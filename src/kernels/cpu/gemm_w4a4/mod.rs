@@ -258,12 +258,14 @@ impl GemmW4A4 {
 /// From so many tokens on tiles beat registers: few tokens fill a tile badly, but the weights are read once.
 const AMX_TOKENS: usize = 5;
 
-/// A kernel over a range of tokens and one of panels.
+/// A kernel over a range of tokens, [`TOKENS`] at most, and one of panels.
 type Kernel = unsafe fn(&Task, Range<usize>, Range<usize>);
+
+/// Most tokens that [`sweep`] gives a kernel at once.
+const TOKENS: usize = 64;
 
 /// Runs `kernel` over all tokens and panels, in parallel where there is enough to do.
 fn sweep(task: &Task, kernel: Kernel) {
-    const TOKENS: usize = 64;
     let panels = task.weights.panels();
     let panel_bytes = (task.weights.blocks() * task.weights.block_bytes()).max(1);
     let token_tiles = task.tokens.div_ceil(TOKENS);

@@ -62,7 +62,7 @@ impl Source<'_> {
 /// slow.
 ///
 /// With [`Arithmetic::Fast`] there are other ways to do dense rotations; [`Self::kernel`] says which one runs. The norm, the
-/// product (a faster one beside tiles) and the quantizer are the same operations as ever.
+/// product (a faster one beside tiles) and the quantizer are the same operations as ever. Bounds are those of one rotation.
 /// - AMX-BF16, where the machine has it, for blocks of a multiple of 32, up to 512. Before codes of up to 6 bits `x` and `R` are
 ///   rounded to bfloat16, and an output is within `0.008 sum_k |x_k| |R_kj|` of the real number; else each is the sum of two
 ///   bfloat16, and it is within `2^-14 sum_k |x_k| |R_kj|`. Tiles take numbers below `2^-126` for zero.

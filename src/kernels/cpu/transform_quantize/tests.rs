@@ -114,6 +114,86 @@ pub(super) fn run(plan: &TransformQuantize, source: Source<'_>, count: usize) ->
     out
 }
 
+pub(super) fn float(plan: &TransformQuantize, source: Source<'_>, count: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; count * plan.channels()];
+    let mut workspace = vec![f32::NAN; plan.workspace_len()];
+    plan.run_float(source, count, &mut out, &mut workspace).unwrap();
+    out
+}
+
+/// The values of the tokens `x`, whose codes are those of the quantizer on them, and which are the same for a token alone. `alone`
+/// is the same plan for one token.
+pub(super) fn checked_values(plan: &TransformQuantize, alone: &TransformQuantize, x: &[f32], what: &str) -> Vec<f32> {
+    let (k, affine) = (plan.channels(), plan.affine().unwrap());
+    let count = x.len() / k;
+    let values = float(plan, Source::Tokens(x), count);
+    let got = run(plan, Source::Tokens(x), count);
+    let mut back = vec![0.0; count * k];
+    plan.run_dequantized(Source::Tokens(x), count, &mut back, &mut vec![f32::NAN; plan.workspace_len()]).unwrap();
+    for t in 0..count {
+        let range = t * k..(t + 1) * k;
+        let (row, value) = (&x[range.clone()], &values[range.clone()]);
+        let mut codes = vec![0; k];
+        let params = affine.quantize_row(value, &mut codes).unwrap();
+        assert_eq!(got.row(t), codes, "{what}: token {t}: codes of the values");
+        assert_eq!(got.scale[t], params.scale, "{what}");
+        assert_eq!(got.zero_point[t], i32::from(params.zero_point), "{what}");
+        assert_eq!(got.row_sum[t], codes.iter().map(|&c| i32::from(c)).sum::<i32>(), "{what}");
+        for (back, &code) in back[range].iter().zip(&codes) {
+            assert_eq!(*back, params.scale * (f32::from(code) - f32::from(params.zero_point)), "{what}");
+        }
+        assert!(got.codes[t * got.stride() + k..(t + 1) * got.stride()].iter().all(|&c| c == 0), "{what}");
+        assert!(float(alone, Source::Tokens(row), 1) == value, "{what}: token {t} has other bits alone");
+        let single = run(alone, Source::Tokens(row), 1);
+        assert_eq!(single.row(0), got.row(t), "{what}: token {t} has other codes alone");
+        assert_eq!((single.scale[0], single.row_sum[0]), (got.scale[t], got.row_sum[t]), "{what}");
+    }
+    values
+}
+
+/// Small values with one massive outlier a token.
+pub(super) fn outliers(count: usize, k: usize) -> Vec<f32> {
+    let mut noise = Noise(3);
+    let mut x: Vec<f32> = (0..count * k).map(|_| (noise.normal() * 0.01) as f32).collect();
+    for (t, x) in x.chunks_exact_mut(k).enumerate() {
+        x[(t * 97) % k] = if t % 2 == 0 { 1e4 } else { -1e4 };
+    }
+    x
+}
+
+/// One, two and three threads give the same.
+pub(super) fn check_threads(plan: &TransformQuantize, count: usize) {
+    let x = tokens(count, plan.channels());
+    let results: Vec<QuantizedTokens> = [1, 2, 3]
+        .into_iter()
+        .map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| run(plan, Source::Tokens(&x), count))
+        })
+        .collect();
+    assert!(results.iter().all(|r| *r == results[0]));
+}
+
+/// NaNs of any bits, those included that lie in the lower half of an `f32` or carry into the sign when rounded.
+pub(super) const NANS: [u32; 5] = [0x7f80_0001, 0x7fff_ffff, 0xffff_ffff, 0xff80_8000, 0x7fc0_0000];
+
+/// A value `bad` makes the token `spoilt` NaN, and touches no other.
+pub(super) fn check_spoilt(plan: &TransformQuantize, count: usize, spoilt: usize, bad: f32) {
+    let k = plan.channels();
+    let clean = run(plan, Source::Tokens(&tokens(count, k)), count);
+    let mut x = tokens(count, k);
+    x[spoilt * k + 5] = bad;
+    let got = run(plan, Source::Tokens(&x), count);
+    assert!(got.scale[spoilt].is_nan() && got.zero_point[spoilt] == 0, "{bad} {:x}", bad.to_bits());
+    assert!(got.row(spoilt).iter().all(|&c| c == 0) && got.row_sum[spoilt] == 0);
+    let values = float(plan, Source::Tokens(&x), count);
+    assert!(values[spoilt * k..(spoilt + 1) * k].iter().any(|x| !x.is_finite()));
+    for t in (0..count).filter(|&t| t != spoilt) {
+        let parts = |x: &QuantizedTokens| (x.row(t).to_vec(), x.scale[t], x.zero_point[t], x.row_sum[t]);
+        assert_eq!(parts(&got), parts(&clean), "{bad} spoils token {t}");
+    }
+}
+
 fn check(transform: &Transform, affine: Affine, counts: &[usize]) {
     let k = transform.channels;
     for &count in counts {

@@ -1,8 +1,9 @@
-use super::super::tests::{Noise, run, sylvester, tokens, transform};
+use super::super::tests::{
+    NANS, check_spoilt, check_threads, checked_values, float, outliers, run, sylvester, tokens, transform,
+};
 use super::super::{Source, TransformQuantize};
 use super::*;
 use crate::kernels::Arithmetic;
-use crate::kernels::cpu::QuantizedTokens;
 
 const AFFINE: Affine = Affine { bits: 4, clip: 0.9, symmetric: false };
 
@@ -17,13 +18,6 @@ fn fast(transform: &Transform, affine: Affine, m_max: usize) -> Option<Transform
     let plan = TransformQuantize::plan_with(transform, Some(affine), m_max, isa, Arithmetic::Fast).unwrap();
     assert_eq!(plan.kernel(), format!("transform_quantize avx512 vpdpwssd dense {}", transform.block));
     Some(plan)
-}
-
-fn float(plan: &TransformQuantize, source: Source<'_>, count: usize) -> Vec<f32> {
-    let mut out = vec![f32::NAN; count * plan.channels()];
-    let mut workspace = vec![f32::NAN; plan.workspace_len()];
-    plan.run_float(source, count, &mut out, &mut workspace).unwrap();
-    out
 }
 
 /// One token in `f64`, and by how much each value may be off.
@@ -67,24 +61,14 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
     let Some(plan) = fast(transform, affine, count) else { return };
     let k = transform.channels;
     let what = format!("T {count} K {k} B {} rotations {}", transform.block, transform.rotation_count());
-    let values = float(&plan, Source::Tokens(x), count);
-    let got = run(&plan, Source::Tokens(x), count);
     let alone = fast(transform, affine, 1).unwrap();
-    for t in 0..count {
-        let row = &x[t * k..(t + 1) * k];
-        let value = &values[t * k..(t + 1) * k];
+    let values = checked_values(&plan, &alone, x, &what);
+    for (t, (row, value)) in x.chunks_exact(k).zip(values.chunks_exact(k)).enumerate() {
         let (want, off) = bounded(transform, row);
         for (at, ((want, off), got)) in want.iter().zip(&off).zip(value).enumerate() {
             let error = (want - f64::from(*got)).abs();
             assert!(error <= *off, "{what}: token {t}, channel {at}: {got} is off {want} by {error}, not {off}");
         }
-        let mut codes = vec![0; k];
-        let params = affine.quantize_row(value, &mut codes).unwrap();
-        assert_eq!(got.row(t), codes, "{what}: token {t}: codes of the values");
-        assert_eq!((got.scale[t], got.zero_point[t]), (params.scale, i32::from(params.zero_point)), "{what}");
-        assert_eq!(got.row_sum[t], codes.iter().map(|&c| i32::from(c)).sum::<i32>(), "{what}");
-        assert!(float(&alone, Source::Tokens(row), 1) == value, "{what}: token {t} has other bits alone");
-        assert_eq!(run(&alone, Source::Tokens(row), 1).row(0), got.row(t), "{what}: token {t} has other codes alone");
     }
 }
 
@@ -160,11 +144,7 @@ fn the_largest_sums_fit() {
 #[test]
 fn massive_outliers_beside_small_values() {
     let (count, k) = (20, 1024);
-    let mut noise = Noise(3);
-    let mut x: Vec<f32> = (0..count * k).map(|_| (noise.normal() * 0.01) as f32).collect();
-    for (t, x) in x.chunks_exact_mut(k).enumerate() {
-        x[(t * 97) % k] = if t % 2 == 0 { 1e4 } else { -1e4 };
-    }
+    let x = outliers(count, k);
     // And the edges of what codes hold.
     for scale in [1.0, 1e-42, 1e-38, 1e-34, 1e-30, 1e30] {
         let x: Vec<f32> = x.iter().map(|x| x * scale).collect();
@@ -174,18 +154,8 @@ fn massive_outliers_beside_small_values() {
 
 #[test]
 fn threads_change_nothing() {
-    let (count, k) = (70, 1536);
-    let transform = transform(k, 128, 1, false, true);
-    let Some(plan) = fast(&transform, AFFINE, count) else { return };
-    let x = tokens(count, k);
-    let results: Vec<QuantizedTokens> = [1, 2, 3]
-        .into_iter()
-        .map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| run(&plan, Source::Tokens(&x), count))
-        })
-        .collect();
-    assert!(results.iter().all(|r| *r == results[0]));
+    let Some(plan) = fast(&transform(1536, 128, 1, false, true), AFFINE, 70) else { return };
+    check_threads(&plan, 70);
 }
 
 #[test]
@@ -206,22 +176,11 @@ fn sources_give_what_their_parts_give() {
 
 #[test]
 fn a_token_that_is_not_finite_is_nan_and_touches_no_other() {
-    let (k, count) = (256, 20);
-    let nans = [0x7f80_0001, 0x7fff_ffff, 0xffff_ffff, 0xff80_8000, 0x7fc0_0000].map(f32::from_bits);
+    let k = 256;
     for transform in [transform(k, 128, 1, false, false), transform(k, 64, 0, false, true)] {
-        for bad in nans.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY]) {
-            let Some(plan) = fast(&transform, AFFINE, count) else { return };
-            let clean = run(&plan, Source::Tokens(&tokens(count, k)), count);
-            let mut x = tokens(count, k);
-            let spoilt = 8;
-            x[spoilt * k + 5] = bad;
-            let got = run(&plan, Source::Tokens(&x), count);
-            assert!(got.scale[spoilt].is_nan() && got.zero_point[spoilt] == 0, "{bad} {:x}", bad.to_bits());
-            assert!(got.row(spoilt).iter().all(|&c| c == 0) && got.row_sum[spoilt] == 0);
-            for t in (0..count).filter(|&t| t != spoilt) {
-                let parts = |x: &QuantizedTokens| (x.row(t).to_vec(), x.scale[t], x.zero_point[t], x.row_sum[t]);
-                assert_eq!(parts(&got), parts(&clean), "{bad} spoils token {t}");
-            }
+        let Some(plan) = fast(&transform, AFFINE, 20) else { return };
+        for bad in NANS.map(f32::from_bits).into_iter().chain([f32::INFINITY, f32::NEG_INFINITY]) {
+            check_spoilt(&plan, 20, 8, bad);
         }
     }
 }

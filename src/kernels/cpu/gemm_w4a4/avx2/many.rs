@@ -1,6 +1,7 @@
 //! Many tokens by 4-bit weights: a stretch of a panel is unpacked once into the L1 cache, all tokens of a job run over it, and
 //! products are summed up in 16 bits for as long as they fit.
 
+use super::super::TOKENS;
 use super::super::pack::{BLOCK, PANEL};
 use super::super::task::Task;
 use super::rows;
@@ -12,8 +13,6 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Most tokens of a call.
-const TOKENS: usize = 64;
 /// Most blocks of 64 input channels in a stretch. The sums of as many products of 4 by 4 bits fit 16 bits.
 const STRETCH: usize = 4;
 /// Rows of four input channels in a block.

@@ -18,7 +18,8 @@ const MANY: usize = 8;
 /// Computes the tokens `tokens` of the panels `panels`.
 ///
 /// # Safety
-/// The machine has AVX2 and FMA; no other thread writes these elements of the output.
+/// The machine has AVX2 and FMA, there are at most [`super::TOKENS`] tokens, and no other thread writes these elements of the
+/// output.
 pub(super) unsafe fn run(task: &Task, tokens: Range<usize>, panels: Range<usize>) {
     // SAFETY: the caller's promises.
     unsafe {

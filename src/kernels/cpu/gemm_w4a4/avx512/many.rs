@@ -1,5 +1,6 @@
 //! Many tokens: a stretch of two panels is unpacked once into the L1 cache, and all tokens of a job run over it.
 
+use super::super::TOKENS;
 use super::super::pack::{BLOCK, PANEL};
 use super::super::task::Task;
 use super::{STEP, finish, multiply_add, offset, own, rows};
@@ -11,8 +12,6 @@ use std::ops::Range;
 /// Most blocks of 64 input channels in a stretch. Two panels of weights take 16 KB, codes of [`STEP`] tokens 4 KB and
 /// their sums 1 KB: together they fit an L1 cache of 32 KB, where the weights stay while tokens pass.
 const STRETCH: usize = 8;
-/// Most tokens of a call.
-pub(in super::super) const TOKENS: usize = 64;
 /// Bytes of four input channels of two panels.
 const QUAD: usize = 2 * PANEL * 4;
 

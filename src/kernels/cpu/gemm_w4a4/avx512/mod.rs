@@ -35,7 +35,8 @@ const MANY: usize = 32;
 /// Computes the tokens `tokens` of the panels `panels`.
 ///
 /// # Safety
-/// The machine has AVX-512 F, BW, DQ, VL and VNNI; no other thread writes these elements of the output.
+/// The machine has AVX-512 F, BW, DQ, VL and VNNI, there are at most [`super::TOKENS`] tokens, and no other thread writes these
+/// elements of the output.
 pub(super) unsafe fn run(task: &Task, tokens: Range<usize>, panels: Range<usize>) {
     let nibbles = task.weights.nibbles();
     // SAFETY: the caller's promises.

@@ -1,7 +1,9 @@
-use super::super::tests::{Noise, run, tokens, transform};
+use super::super::tests::{
+    NANS, Noise, check_spoilt, check_threads, checked_values, float, outliers, run, tokens, transform,
+};
 use super::*;
 use crate::kernels::Arithmetic;
-use crate::kernels::cpu::{Isa, QuantizedTokens};
+use crate::kernels::cpu::Isa;
 
 const AFFINE: Affine = Affine { bits: 4, clip: 0.9, symmetric: false };
 
@@ -15,13 +17,6 @@ fn fast(transform: &Transform, affine: Affine, m_max: usize) -> Option<Transform
     let plan = TransformQuantize::plan_with(transform, Some(affine), m_max, Isa::Amx, Arithmetic::Fast).unwrap();
     assert_eq!(plan.kernel(), format!("transform_quantize amx-bf16 dense {}", transform.block));
     Some(plan)
-}
-
-fn float(plan: &TransformQuantize, source: Source<'_>, count: usize) -> Vec<f32> {
-    let mut out = vec![f32::NAN; count * plan.channels()];
-    let mut workspace = vec![f32::NAN; plan.workspace_len()];
-    plan.run_float(source, count, &mut out, &mut workspace).unwrap();
-    out
 }
 
 /// One token in `f64`, and by how much each value may be off where the token is off by `relative`.
@@ -59,15 +54,9 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
     let Some(plan) = fast(transform, affine, count) else { return };
     let k = transform.channels;
     let what = format!("T {count} K {k} B {} rotations {}", transform.block, transform.rotation_count());
-    let values = float(&plan, Source::Tokens(x), count);
-    let got = run(&plan, Source::Tokens(x), count);
-    let mut back = vec![0.0; count * k];
-    let mut workspace = vec![f32::NAN; plan.workspace_len()];
-    plan.run_dequantized(Source::Tokens(x), count, &mut back, &mut workspace).unwrap();
     let alone = fast(transform, affine, 1).unwrap();
-    for t in 0..count {
-        let row = &x[t * k..(t + 1) * k];
-        let value = &values[t * k..(t + 1) * k];
+    let values = checked_values(&plan, &alone, x, &what);
+    for (t, (row, value)) in x.chunks_exact(k).zip(values.chunks_exact(k)).enumerate() {
         if t < 40 || t + 2 > count {
             let (want, off) = bounded(transform, affine.bits > COARSE_BITS, row, 0.0);
             for (at, ((want, off), got)) in want.iter().zip(&off).zip(value).enumerate() {
@@ -75,20 +64,6 @@ fn check(transform: &Transform, affine: Affine, count: usize, x: &[f32]) {
                 assert!(error <= *off, "{what}: token {t}, channel {at}: {got} is off {want} by {error}, not {off}");
             }
         }
-        let mut codes = vec![0; k];
-        let params = affine.quantize_row(value, &mut codes).unwrap();
-        assert_eq!(got.row(t), codes, "{what}: token {t}: codes of the values");
-        assert_eq!(got.scale[t], params.scale, "{what}");
-        assert_eq!(got.zero_point[t], i32::from(params.zero_point), "{what}");
-        assert_eq!(got.row_sum[t], codes.iter().map(|&c| i32::from(c)).sum::<i32>(), "{what}");
-        for (back, &code) in back[t * k..(t + 1) * k].iter().zip(&codes) {
-            assert_eq!(*back, params.scale * (f32::from(code) - f32::from(params.zero_point)), "{what}");
-        }
-        assert!(got.codes[t * got.stride() + k..(t + 1) * got.stride()].iter().all(|&c| c == 0), "{what}");
-        assert!(float(&alone, Source::Tokens(row), 1) == value, "{what}: token {t} has other bits alone");
-        let single = run(&alone, Source::Tokens(row), 1);
-        assert_eq!(single.row(0), got.row(t), "{what}: token {t} has other codes alone");
-        assert_eq!((single.scale[0], single.row_sum[0]), (got.scale[t], got.row_sum[t]), "{what}");
     }
 }
 
@@ -127,11 +102,7 @@ fn every_width_and_mode() {
 #[test]
 fn massive_outliers_beside_small_values() {
     let (count, k) = (20, 1024);
-    let mut noise = Noise(3);
-    let mut x: Vec<f32> = (0..count * k).map(|_| (noise.normal() * 0.01) as f32).collect();
-    for (t, x) in x.chunks_exact_mut(k).enumerate() {
-        x[(t * 97) % k] = if t % 2 == 0 { 1e4 } else { -1e4 };
-    }
+    let x = outliers(count, k);
     check(&transform(k, 128, 1, false, false), AFFINE, count, &x);
     // The edges of what tiles hold.
     for scale in [1e-38, 1e-30, 1e30] {
@@ -142,18 +113,8 @@ fn massive_outliers_beside_small_values() {
 
 #[test]
 fn threads_change_nothing() {
-    let (count, k) = (70, 1536);
-    let transform = transform(k, 128, 1, false, true);
-    let Some(plan) = fast(&transform, AFFINE, count) else { return };
-    let x = tokens(count, k);
-    let results: Vec<QuantizedTokens> = [1, 2, 3]
-        .into_iter()
-        .map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| run(&plan, Source::Tokens(&x), count))
-        })
-        .collect();
-    assert!(results.iter().all(|r| *r == results[0]));
+    let Some(plan) = fast(&transform(1536, 128, 1, false, true), AFFINE, 70) else { return };
+    check_threads(&plan, 70);
 }
 
 #[test]
@@ -256,28 +217,12 @@ fn sources_give_what_their_parts_give() {
 #[test]
 fn a_token_that_is_not_finite_is_nan_and_touches_no_other() {
     let k = 256;
-    // NaNs of any bits, those included that lie in the lower half of an `f32` or carry into the sign when rounded.
-    let nans = [0x7f80_0001, 0x7fff_ffff, 0xffff_ffff, 0xff80_8000, 0x7fc0_0000].map(f32::from_bits);
-    let bad = nans.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN]);
+    let bad = NANS.map(f32::from_bits).into_iter();
+    let bad = bad.chain([f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN]);
     for transform in [transform(k, 128, 1, false, false), transform(k, 64, 0, false, true)] {
-        for bad in bad.clone() {
-            for count in [20, 2] {
-                let Some(plan) = fast(&transform, AFFINE, count) else { return };
-                let clean = run(&plan, Source::Tokens(&tokens(count, k)), count);
-                let mut x = tokens(count, k);
-                let spoilt = count - 1;
-                x[spoilt * k + 5] = bad;
-                let got = run(&plan, Source::Tokens(&x), count);
-                assert!(got.scale[spoilt].is_nan() && got.zero_point[spoilt] == 0, "{bad} {:x}", bad.to_bits());
-                assert!(got.row(spoilt).iter().all(|&c| c == 0) && got.row_sum[spoilt] == 0);
-                let values = float(&plan, Source::Tokens(&x), count);
-                let spoilt_block = &values[spoilt * k..(spoilt + 1) * k];
-                assert!(spoilt_block.iter().any(|x| !x.is_finite()));
-                for t in 0..spoilt {
-                    let parts = |x: &QuantizedTokens| (x.row(t).to_vec(), x.scale[t], x.zero_point[t], x.row_sum[t]);
-                    assert_eq!(parts(&got), parts(&clean), "{bad} spoils token {t}");
-                }
-            }
+        for count in [20, 2] {
+            let Some(plan) = fast(&transform, AFFINE, count) else { return };
+            bad.clone().for_each(|bad| check_spoilt(&plan, count, count - 1, bad));
         }
     }
 }
